@@ -1,0 +1,49 @@
+"""Strong regularization that deep networks endure: gradient-coherent penalties for any torch optimizer."""
+
+from strongreg.gates import AlwaysOpen as AlwaysOpen
+from strongreg.gates import CoherenceGate as CoherenceGate
+from strongreg.gates import Delay as Delay
+from strongreg.gates import Gate as Gate
+from strongreg.history import History as History
+from strongreg.optimizers import effective_step_size as effective_step_size
+from strongreg.penalties import L1 as L1
+from strongreg.penalties import L2 as L2
+from strongreg.penalties import MCP as MCP
+from strongreg.penalties import ElasticNet as ElasticNet
+from strongreg.penalties import GroupL2 as GroupL2
+from strongreg.penalties import Penalty as Penalty
+from strongreg.penalties import SparseGroup as SparseGroup
+from strongreg.regularizer import Regularizer as Regularizer
+from strongreg.schedules import Constant as Constant
+from strongreg.schedules import CosineRamp as CosineRamp
+from strongreg.schedules import LinearRamp as LinearRamp
+from strongreg.schedules import Refit as Refit
+from strongreg.schedules import Schedule as Schedule
+from strongreg.summary import Summary as Summary
+from strongreg.summary import SummaryRow as SummaryRow
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "L1",
+    "L2",
+    "MCP",
+    "AlwaysOpen",
+    "CoherenceGate",
+    "Constant",
+    "CosineRamp",
+    "Delay",
+    "ElasticNet",
+    "Gate",
+    "GroupL2",
+    "History",
+    "LinearRamp",
+    "Penalty",
+    "Refit",
+    "Regularizer",
+    "Schedule",
+    "SparseGroup",
+    "Summary",
+    "SummaryRow",
+    "effective_step_size",
+]

@@ -1,0 +1,74 @@
+r"""The coherence of a loss gradient with a penalty gradient: pure functions of inner products.
+
+With the loss gradient :math:`g` and the penalty gradient :math:`\lambda r`, the coherence is
+
+.. math:: c = \cos(g, g + \lambda r) = \frac{A + B}{\sqrt{A\,(A + 2B + C)}}, \qquad
+          A = \langle g, g\rangle,\; B = \langle g, \lambda r\rangle,\; C = \langle \lambda r, \lambda r\rangle .
+
+It is 1 when the penalty does not turn the gradient and falls as the penalty takes over. Three inner products, no second
+backward pass. This reading of "coherent" is a reconstruction (docs/theory.md, equation 2).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_HALF_PRECISION = (torch.float16, torch.bfloat16)
+
+
+def inner_products(gradient: Tensor, penalty_gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""The inner products :math:`A`, :math:`B`, :math:`C` of a loss gradient and a penalty gradient.
+
+    Half-precision tensors are summed in float32.
+
+    Args:
+        gradient: :math:`g`, any shape and memory layout.
+        penalty_gradient: :math:`\lambda r`, same shape.
+
+    Returns:
+        Three 0-d tensors on the gradient's device.
+    """
+    g, r = _flat(gradient), _flat(penalty_gradient)
+    return torch.dot(g, g), torch.dot(g, r), torch.dot(r, r)
+
+
+def squared_norm(tensor: Tensor) -> Tensor:
+    """The squared 2-norm, summed in float32 at least.
+
+    Args:
+        tensor: any shape and memory layout.
+
+    Returns:
+        0-d tensor.
+    """
+    flat = _flat(tensor)
+    return torch.dot(flat, flat)
+
+
+def coherence(gradient_sq: Tensor, cross: Tensor, penalty_sq: Tensor) -> Tensor:
+    r"""The coherence :math:`c = \cos(g, g + \lambda r)` from inner products, elementwise.
+
+    Args:
+        gradient_sq: :math:`A`, any shape, float64 where the device has it (the products of two squares must not
+            underflow).
+        cross: :math:`B`, same shape.
+        penalty_sq: :math:`C`, same shape.
+
+    Returns:
+        Tensor of the same shape, in [-1, 1]. 1 where the penalty gradient is 0; 0 where the gradient, or the sum of
+        both, is 0
+        and the penalty gradient is not; NaN where an inner product is NaN or infinite.
+    """
+    # rounding can push |g + lambda r|^2 below 0 when the two cancel
+    total_sq = (gradient_sq + 2 * cross + penalty_sq).clamp(min=0)
+    cosine = ((gradient_sq + cross) / (gradient_sq.sqrt() * total_sq.sqrt())).clamp(-1, 1)
+    cosine = torch.where((gradient_sq == 0) | (total_sq == 0), 0.0, cosine)
+    cosine = torch.where(penalty_sq == 0, 1.0, cosine)
+    # x * 0 is 0 for finite x and NaN otherwise
+    return cosine + (gradient_sq + cross + penalty_sq) * 0
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    flat = tensor.reshape(-1)
+    return flat.float() if flat.dtype in _HALF_PRECISION else flat

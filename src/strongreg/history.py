@@ -1,0 +1,162 @@
+"""What happened at each step: coherence, gate decision and norms, per layer and for the whole network."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Quantity = Literal["coherence", "open", "gradient_norm", "penalty_norm", "weight_norm"]
+QUANTITIES: tuple[Quantity, ...] = ("coherence", "open", "gradient_norm", "penalty_norm", "weight_norm")
+_BLOCK_STEPS = 256
+
+
+class History:
+    """Records of the steps, written on the device of the weights and moved to the CPU in blocks.
+
+    Per recorded step it takes ``4 * 5 * (num_layers + 1)`` bytes.
+
+    Args:
+        layers: names of the penalized parameters.
+        every: record every n-th step; 0 records nothing.
+
+    Raises:
+        ValueError: ``every`` is negative.
+    """
+
+    def __init__(self, layers: list[str], every: int = 1) -> None:
+        if isinstance(every, bool) or not isinstance(every, int) or every < 0:
+            raise ValueError(
+                f"history_every={every!r}: must be an int >= 0; 1 records every step, n every n-th, 0 none"
+            )
+        self.layers = list(layers)
+        self.every = every
+        self._block: Tensor | None = None
+        self._block_steps: Tensor | None = None
+        self._num_in_block = 0
+        self._records: list[Tensor] = []
+        self._steps: list[Tensor] = []
+
+    def __len__(self) -> int:
+        """Number of recorded steps."""
+        return len(self.steps)
+
+    @property
+    def steps(self) -> npt.NDArray[np.int64]:
+        """Numbers of the recorded steps, shape (num_records,)."""
+        return self._all_steps().numpy()
+
+    def __getitem__(self, quantity: Quantity) -> npt.NDArray[np.float32]:
+        """A quantity of the whole network over the recorded steps.
+
+        Args:
+            quantity: "coherence" (cosine), "open" (share of the penalized weights whose gate was open), "gradient_norm"
+                (norm of the loss gradient over the penalized weights), "penalty_norm" (norm of strength times
+                subgradient) or "weight_norm".
+
+        Returns:
+            Array of shape (num_records,).
+
+        Raises:
+            KeyError: the quantity is unknown.
+        """
+        return self._column(quantity)[:, -1]
+
+    def per_layer(self, quantity: Quantity) -> npt.NDArray[np.float32]:
+        """A quantity of each layer over the recorded steps.
+
+        Args:
+            quantity: as in ``history[quantity]``.
+
+        Returns:
+            Array of shape (num_records, num_layers), columns in the order of ``layers``.
+
+        Raises:
+            KeyError: the quantity is unknown.
+        """
+        return self._column(quantity)[:, :-1]
+
+    def wants(self, num_steps: int) -> bool:
+        """Whether the step after ``num_steps`` steps is one to record.
+
+        Args:
+            num_steps: number of optimizer steps done, >= 0.
+
+        Returns:
+            True for every n-th step.
+        """
+        return self.every > 0 and num_steps % self.every == 0
+
+    def append(self, record: Tensor, step: Tensor) -> None:
+        """Write one record on its device.
+
+        Args:
+            record: shape (num_layers + 1, 5): a row per layer and one for the whole network, columns as in
+                ``QUANTITIES``.
+            step: 0-d integer tensor, the step's number; negative marks a step that did not take place and is dropped
+                later.
+        """
+        if self._block is None or self._block_steps is None or self._block.device != record.device:
+            self.flush()
+            self._block = torch.empty((_BLOCK_STEPS, *record.shape), dtype=torch.float32, device=record.device)
+            self._block_steps = torch.empty(_BLOCK_STEPS, dtype=torch.int64, device=record.device)
+        self._block[self._num_in_block].copy_(record)
+        self._block_steps[self._num_in_block].copy_(step)
+        self._num_in_block += 1
+        if self._num_in_block == _BLOCK_STEPS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Move what has been recorded to the CPU."""
+        if self._num_in_block and self._block is not None and self._block_steps is not None:
+            steps = self._block_steps[: self._num_in_block].to("cpu", copy=True)
+            records = self._block[: self._num_in_block].to("cpu", copy=True)
+            taken = steps >= 0
+            self._steps.append(steps[taken])
+            self._records.append(records[taken])
+        self._num_in_block = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The records as tensors.
+
+        Returns:
+            ``{"steps": (num_records,), "records": (num_records, num_layers + 1, 5)}``.
+        """
+        return {"steps": self._all_steps().clone(), "records": self._all_records().clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Replace the records.
+
+        Args:
+            state: what ``state_dict`` returned, for the same layers.
+
+        Raises:
+            ValueError: the records are for another number of layers.
+        """
+        expected = (len(self.layers) + 1, len(QUANTITIES))
+        if tuple(state["records"].shape[1:]) != expected:
+            raise ValueError(
+                f"the saved history holds records of shape {tuple(state['records'].shape[1:])}, expected {expected}"
+            )
+        self._num_in_block = 0
+        self._steps = [state["steps"].to("cpu", copy=True)]
+        self._records = [state["records"].to("cpu", copy=True)]
+
+    def _column(self, quantity: Quantity) -> npt.NDArray[np.float32]:
+        if quantity not in QUANTITIES:
+            raise KeyError(f"unknown quantity {quantity!r}: choose one of {', '.join(map(repr, QUANTITIES))}")
+        return self._all_records()[..., QUANTITIES.index(quantity)].numpy()
+
+    def _all_steps(self) -> Tensor:
+        self.flush()
+        self._steps = [torch.cat(self._steps)] if self._steps else [torch.empty(0, dtype=torch.int64)]
+        return self._steps[0]
+
+    def _all_records(self) -> Tensor:
+        self.flush()
+        empty = torch.empty((0, len(self.layers) + 1, len(QUANTITIES)), dtype=torch.float32)
+        self._records = [torch.cat(self._records)] if self._records else [empty]
+        return self._records[0]

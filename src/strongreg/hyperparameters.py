@@ -1,0 +1,66 @@
+"""Hyper-parameters of penalties, gates and schedules as plain data, for checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+
+
+def describe(part: Any) -> dict[str, Any]:
+    """A dataclass as plain data.
+
+    Args:
+        part: a penalty, gate or schedule: a dataclass of numbers, strings, tuples and other parts.
+
+    Returns:
+        ``{"class": name, field: value, ...}``; tuples become lists, parts are described in turn.
+
+    Raises:
+        TypeError: ``part`` is not a dataclass instance.
+    """
+    if not dataclasses.is_dataclass(part) or isinstance(part, type):
+        raise TypeError(
+            f"{part!r} cannot be saved: penalties, gates and schedules are dataclasses; decorate its class with "
+            "@dataclass(frozen=True)"
+        )
+    return {
+        "class": type(part).__name__,
+        **{f.name: _plain(getattr(part, f.name)) for f in dataclasses.fields(part) if f.init},
+    }
+
+
+def restore(part: _T, saved: dict[str, Any]) -> _T:
+    """A part like ``part`` with saved hyper-parameters.
+
+    Args:
+        part: a penalty, gate or schedule.
+        saved: what ``describe`` returned for a part of the same class.
+
+    Returns:
+        A new object of the same class.
+
+    Raises:
+        ValueError: ``saved`` describes another class.
+    """
+    if saved["class"] != type(part).__name__:
+        raise ValueError(
+            f"the saved state is for {saved['class']}, but this Regularizer was built with "
+            f"{type(part).__name__}: build it with the same parts, "
+            "or leave its state out of the checkpoint to begin anew"
+        )
+    fields = {name: _restore_field(getattr(part, name), value) for name, value in saved.items() if name != "class"}
+    return dataclasses.replace(part, **fields)  # type: ignore[type-var]
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return describe(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _restore_field(current: Any, saved: Any) -> Any:
+    if isinstance(saved, dict):
+        return restore(current, saved)
+    return tuple(saved) if isinstance(saved, list) else saved

@@ -1,0 +1,179 @@
+"""The contract of a penalty: one abstract class."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from strongreg.validation import check_number
+
+_HALF_PRECISION = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Penalty(abc.ABC):
+    r"""A penalty :math:`\lambda\,\Omega(w)` on one weight tensor.
+
+    Every method includes the strength: ``value`` is :math:`\lambda\Omega(w)`, ``subgradient`` one element of
+    :math:`\lambda\,\partial\Omega(w)`, ``prox(w, step)`` is :math:`\mathrm{prox}_{step\cdot\lambda\Omega}(w)`.
+    Penalties are immutable, so one object may serve any number of tensors.
+
+    Args:
+        strength: :math:`\lambda`, the factor of :math:`\Omega` in the objective :math:`L + \lambda\Omega`; in units
+            of the
+            loss per unit of :math:`\Omega`; finite, >= 0.
+
+    Raises:
+        ValueError: ``strength`` is negative, infinite or NaN.
+        TypeError: ``strength`` is not a number.
+    """
+
+    strength: float
+
+    def __post_init__(self) -> None:
+        """Check the hyper-parameters."""
+        check_number(self, "strength", minimum=0.0)
+
+    @property
+    def has_exact_zeros(self) -> bool:
+        """Whether ``prox`` maps small weights to exactly 0."""
+        return True
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        r"""The proximal operator, :math:`\arg\min_x \tfrac12\lVert x-w\rVert^2 + step\cdot\lambda\,\Omega(x)`.
+
+        Half-precision weights are computed in float32 and rounded once.
+
+        Args:
+            w: weights, any shape.
+            step: effective step size, >= 0; a number or a 0-d tensor (then nothing is moved to the host).
+
+        Returns:
+            A new tensor of the shape and dtype of ``w``.
+
+        Raises:
+            ValueError: ``step`` is a negative number.
+        """
+        if not isinstance(step, Tensor) and not step >= 0:
+            raise ValueError(f"step must be >= 0, got {step}: it is the effective step size of the optimizer")
+        compute = w.float() if w.dtype in _HALF_PRECISION else w
+        return self._prox(compute, step * self.strength).to(w.dtype)
+
+    def for_output_dim(self, dim: int) -> Penalty:
+        """This penalty for a tensor whose output channels lie along dimension ``dim``.
+
+        Only penalties on groups differ; the others return themselves.
+
+        Args:
+            dim: dimension of the output channels (1 for transposed convolutions, otherwise 0).
+
+        Returns:
+            A penalty of the same class.
+        """
+        del dim
+        return self
+
+    def check_shape(self, shape: torch.Size) -> None:  # noqa: B027 - most penalties take every shape
+        """Check that this penalty fits tensors of a shape.
+
+        Args:
+            shape: shape of the weights.
+
+        Raises:
+            ValueError: the penalty needs a dimension that the shape does not have.
+        """
+
+    @abc.abstractmethod
+    def value(self, w: Tensor) -> Tensor:
+        r"""The penalty :math:`\lambda\,\Omega(w)`.
+
+        Args:
+            w: weights, any shape.
+
+        Returns:
+            0-d tensor, in units of the loss.
+        """
+
+    @abc.abstractmethod
+    def subgradient(self, w: Tensor) -> Tensor:
+        r"""One element of :math:`\lambda\,\partial\Omega(w)`, the one of least norm at 0.
+
+        Args:
+            w: weights, any shape.
+
+        Returns:
+            Tensor of the shape of ``w``.
+        """
+
+    @abc.abstractmethod
+    def critical_strength(self, grad: Tensor) -> Tensor:
+        r"""The smallest strength at which ``w = 0`` is stationary for :math:`L + \lambda\Omega`.
+
+        For convex losses and penalties: at this strength and above the solution is 0, below it is not. It does not
+        depend
+        on ``strength``.
+
+        Args:
+            grad: gradient of the loss at ``w = 0``, any shape.
+
+        Returns:
+            0-d tensor, >= 0; infinite where no strength gives 0.
+        """
+
+    @abc.abstractmethod
+    def optimality_gap(self, w: Tensor, grad: Tensor) -> Tensor:
+        r"""Distance of ``-grad`` to :math:`\lambda\,\partial\Omega(w)`: 0 if and only if ``w`` is stationary.
+
+        Args:
+            w: weights, any shape.
+            grad: gradient of the loss at ``w``, same shape.
+
+        Returns:
+            0-d tensor >= 0: the largest distance over coordinates (over groups, in the 2-norm, for group penalties).
+        """
+
+    @abc.abstractmethod
+    def _prox(self, w: Tensor, threshold: float | Tensor) -> Tensor:
+        """``prox`` for threshold = step * strength."""
+
+
+def largest(distances: Tensor) -> Tensor:
+    """The largest of some distances, 0 for none.
+
+    Args:
+        distances: any shape, possibly empty.
+
+    Returns:
+        0-d tensor.
+    """
+    return distances.amax() if distances.numel() else distances.new_zeros(())
+
+
+def distance_to_interval(x: Tensor, radius: float | Tensor) -> Tensor:
+    """Distance of each coordinate to the interval [-radius, radius].
+
+    Args:
+        x: any shape.
+        radius: half the interval's width, >= 0.
+
+    Returns:
+        Tensor of the shape of ``x``.
+    """
+    return (x.abs() - radius).clamp(min=0)
+
+
+def soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
+    """``sign(w) * max(|w| - threshold, 0)``, exactly 0 inside.
+
+    Args:
+        w: any shape.
+        threshold: >= 0.
+
+    Returns:
+        Tensor of the shape of ``w``.
+    """
+    # w minus its projection onto [-threshold, threshold]: two passes, and w - w is exactly 0
+    return w - torch.clamp(w, -threshold, threshold)  # type: ignore[arg-type]

@@ -1,0 +1,470 @@
+"""The method on a torch optimizer: measures the coherence before a step, imposes the penalty where the gate is open."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+import weakref
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+
+from strongreg.decision import Decision, decide, history_record, measure, wide_dtype
+from strongreg.gates import CoherenceGate, Gate
+from strongreg.groups import PenaltySpec, Target, inverse_std_scales, select_targets
+from strongreg.history import History
+from strongreg.hyperparameters import describe, restore
+from strongreg.optimizers import (
+    GroupIndex,
+    effective_step_size,
+    gradient_sign,
+    held_targets,
+    loss_scale,
+    step_is_skipped,
+    unwrap,
+    warn_of_weight_decay,
+)
+from strongreg.schedules import Constant, Schedule
+from strongreg.summary import Summary, SummaryRow
+
+Mode = Literal["proximal", "gradient"]
+StrengthScale = Literal["uniform", "inverse_std"]
+_MODES = ("proximal", "gradient")
+_STRENGTH_SCALES = ("uniform", "inverse_std")
+_STATE_VERSION = 1
+_NONFINITE_CHECK_STEPS = 256
+
+_attached: weakref.WeakKeyDictionary[Optimizer, weakref.WeakSet[Regularizer]] = weakref.WeakKeyDictionary()
+
+
+class Regularizer:
+    r"""Imposes a penalty on a network's weights at the optimizer's steps, only while the gradients stay coherent.
+
+    In proximal mode, after each step of the optimizer, for every penalized tensor whose gate is open,
+
+    .. math:: w \leftarrow \mathrm{prox}_{s\,\lambda\,\Omega}(w)
+
+    with the effective step size :math:`s` (:func:`strongreg.effective_step_size`). In gradient mode :math:`\lambda r`,
+    with :math:`r \in \partial\Omega(w)`, is added to ``.grad`` before the step, as if the penalty were part of the
+    loss (docs/theory.md, equations 4 to 6).
+
+    A tensor without gradient at a step is left alone, as torch's optimizers do. When ``step`` is given a closure, the
+    gradient of its *first* evaluation is the one that is measured (LBFGS evaluates it many times, at trial points):
+    it is
+    the gradient at the weights the step starts from. In gradient mode with LBFGS every evaluation carries the penalty,
+    in the gradient and in the loss, so that the line search sees one consistent function.
+
+    Args:
+        model: the network. Its parameters are looked up once, here.
+        penalty: one penalty for all weights of two or more dimensions outside normalization and embedding modules, or a
+            mapping from name pattern to penalty or None (:func:`strongreg.groups.select_targets`).
+        gate: when the penalty acts; ``CoherenceGate(0.7)`` by default.
+        schedule: factor on the strength over the optimizer steps; ``Constant()`` by default. ``Refit`` turns the
+            penalty
+            off and freezes the zeros from a step on.
+        mode: "proximal" (exact zeros) or "gradient".
+        strength_scale: "uniform", or "inverse_std": the strength of a tensor is proportional to 1 / standard
+            deviation of
+            its weights when attached, with weighted mean 1.
+        history_every: record every n-th step in ``history``; 0 for none.
+
+    Raises:
+        TypeError: a part is of the wrong type.
+        ValueError: an option is unknown, or nothing can be penalized.
+
+    References:
+        D. Park, C. Ho, Y. Chang, H. Zhang, *Gradient-Coherent Strong Regularization for Deep Neural Networks*,
+        arXiv 1811.08056.
+
+    Example:
+        >>> import torch, strongreg
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> reg = strongreg.Regularizer(model, strongreg.L1(0.5)).attach(optimizer)
+        >>> model(torch.ones(1, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> reg.summary().total.num_weights
+        8
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        penalty: PenaltySpec,
+        *,
+        gate: Gate | None = None,
+        schedule: Schedule | None = None,
+        mode: Mode = "proximal",
+        strength_scale: StrengthScale = "uniform",
+        history_every: int = 1,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        self.gate: Gate = _check_part("gate", CoherenceGate() if gate is None else gate, Gate)
+        self.schedule: Schedule = _check_part("schedule", Constant() if schedule is None else schedule, Schedule)
+        self.mode: Mode = _check_choice("mode", mode, _MODES)
+        self.strength_scale: StrengthScale = _check_choice("strength_scale", strength_scale, _STRENGTH_SCALES)
+        self.targets: list[Target] = []
+        self.history = History([], history_every)
+        self._optimizer: Optimizer | None = None
+        self._key = ""
+        self._handles: list[Any] = []
+        self._decision: Decision | None = None
+        self._frozen: list[Tensor] = []
+        self._step = torch.zeros((), dtype=torch.int64)
+        self._num_nonfinite = torch.zeros((), dtype=torch.int64)
+        self._num_calls = 0  # on the host: the number of steps, or more if a GradScaler made the device skip some
+        self._warned_nonfinite = False
+        self._set_targets(select_targets(model, penalty))
+
+    def _set_targets(self, targets: list[Target]) -> None:
+        if [t.param for t in self.targets] == [t.param for t in targets]:
+            return
+        self.targets = targets
+        self.history = History([t.name for t in targets], self.history.every)
+        self._index = GroupIndex(targets)
+        self._scales = [1.0] * len(targets)
+        self._open_counts = torch.zeros(len(targets), dtype=torch.int64)
+
+    # ------------------------------------------------------------------ life cycle
+
+    def attach(self, optimizer: Optimizer, key: str = "strongreg") -> Regularizer:
+        """Register on an optimizer; the training loop stays as it is.
+
+        Args:
+            optimizer: any ``torch.optim`` optimizer that holds the penalized parameters; of a wrapper that keeps the
+                real
+                one in ``.optimizer`` (Accelerate) the real one is taken.
+            key: the entry of ``optimizer.state_dict()`` that carries this object's state.
+
+        Returns:
+            This object.
+
+        Raises:
+            TypeError: it is not a torch optimizer, or its parameter groups have no learning rate.
+            ValueError: the optimizer does not hold a penalized parameter, another Regularizer on it penalizes the same
+                parameter or has the same key, or SGD's momentum is not below 1.
+            RuntimeError: this object is attached already.
+        """
+        optimizer = unwrap(optimizer)
+        if self._optimizer is not None:
+            raise RuntimeError(f"this Regularizer is attached to {type(self._optimizer).__name__}: call detach() first")
+        targets = held_targets(self.targets, optimizer)
+        neighbours = _attached.setdefault(optimizer, weakref.WeakSet())
+        for other in neighbours:
+            other._check_compatible(targets, key)
+        for group in optimizer.param_groups:
+            effective_step_size(optimizer, group)
+        warn_of_weight_decay(targets, optimizer)
+        self._set_targets(targets)
+        if self.strength_scale == "inverse_std" and self._num_calls == 0:
+            self._scales = inverse_std_scales(targets)
+        neighbours.add(self)
+        self._optimizer, self._key = optimizer, key
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_state_dict_post_hook(self._save_into),
+            optimizer.register_load_state_dict_pre_hook(self._load_from),
+        ]
+        return self
+
+    def detach(self) -> None:
+        """Remove every hook; the optimizer is as it was before ``attach``. History and counts stay readable."""
+        for handle in self._handles:
+            handle.remove()
+        if self._optimizer is not None:
+            _attached.get(self._optimizer, weakref.WeakSet()).discard(self)
+        self._handles, self._optimizer = [], None
+
+    def _check_compatible(self, targets: list[Target], key: str) -> None:
+        mine = {id(t.param) for t in self.targets}
+        shared = [t.name for t in targets if id(t.param) in mine]
+        if shared:
+            raise ValueError(
+                f"another Regularizer on this optimizer penalizes {shared} already: detach it, or exclude them from one"
+            )
+        if key == self._key:
+            raise ValueError(
+                f"another Regularizer on this optimizer has the key {key!r}: pass another attach(..., key=)"
+            )
+
+    # ------------------------------------------------------------------ what to read
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps done while attached."""
+        return int(self._step)
+
+    @property
+    def num_nonfinite(self) -> int:
+        """Steps at which the loss gradient held NaN or infinity; the gate stayed closed."""
+        return int(self._num_nonfinite)
+
+    @torch.no_grad()
+    def penalty_value(self) -> Tensor:
+        r"""The penalty :math:`\lambda\,\Omega(w)` of the whole network at full strength, per-tensor scales included.
+
+        Returns:
+            0-d tensor on the device of the first penalized parameter, in units of the loss.
+        """
+        return self._weighted_value(self._scales)
+
+    @torch.no_grad()
+    def summary(self) -> Summary:
+        """Weights, zeros, compression and share of open steps, per layer and in total.
+
+        Returns:
+            A :class:`strongreg.Summary`; ``print`` it for a table.
+        """
+        steps = self.num_steps
+        shares = [count / steps if steps else math.nan for count in self._open_counts.tolist()]
+        rows = tuple(
+            SummaryRow(t.name, tuple(t.param.shape), t.param.numel(), int((t.param == 0).sum()), share)
+            for t, share in zip(self.targets, shares, strict=True)
+        )
+        return Summary(rows, steps, self.num_nonfinite)
+
+    def _weighted_value(self, multipliers: Sequence[float | Tensor]) -> Tensor:
+        device = self.targets[0].param.device
+        values = [m * t.penalty.value(t.param).to(device) for t, m in zip(self.targets, multipliers, strict=True)]
+        return torch.stack(values).sum()
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs, as tensors and plain data (it loads with ``weights_only=True``).
+
+        ``optimizer.state_dict()`` carries it already; this is for checkpointers that rebuild the optimizer's
+        dictionary.
+
+        Returns:
+            A dictionary for :meth:`load_state_dict`.
+        """
+        return {
+            "version": _STATE_VERSION,
+            **self._hyperparameters(),
+            "scales": list(self._scales),
+            "step": self.num_steps,
+            "num_nonfinite": self.num_nonfinite,
+            "open_counts": self._open_counts.tolist(),
+            "history": self.history.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken.
+
+        As with a torch optimizer, saved hyper-parameters replace those of this object; a difference is a warning.
+
+        Args:
+            state: what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: the state is of another version, for other parameters, or for parts of other classes; nothing is
+                changed then.
+        """
+        if state.get("version") != _STATE_VERSION:
+            raise ValueError(
+                f"the saved state has version {state.get('version')!r}, this strongreg reads {_STATE_VERSION}"
+            )
+        names = [t.name for t in self.targets]
+        if list(state["penalties"]) != names:
+            different = sorted(set(state["penalties"]) ^ set(names)) or "the same names in another order"
+            raise ValueError(
+                f"the saved state is for other parameters ({different}): build the Regularizer on the same "
+                "network with "
+                "the same patterns"
+            )
+        mode = _check_choice("mode", state["mode"], _MODES)
+        strength_scale = _check_choice("strength_scale", state["strength_scale"], _STRENGTH_SCALES)
+        gate, schedule = restore(self.gate, state["gate"]), restore(self.schedule, state["schedule"])
+        saved = state["penalties"]
+        targets = [dataclasses.replace(t, penalty=restore(t.penalty, saved[t.name])) for t in self.targets]
+        history = History(names, state["history_every"])
+        history.load_state_dict(state["history"])
+
+        before = self._hyperparameters()
+        self.mode, self.strength_scale, self.gate, self.schedule = mode, strength_scale, gate, schedule
+        self.targets, self._index, self.history = targets, GroupIndex(targets), history
+        self._scales = list(state["scales"])
+        self._step = torch.tensor(state["step"])
+        self._num_nonfinite = torch.tensor(state["num_nonfinite"])
+        self._open_counts = torch.tensor(state["open_counts"])
+        self._num_calls = state["step"]
+        changed = [f"{k} was {v}, is now {state[k]}" for k, v in before.items() if v != state[k]]
+        if changed:
+            warnings.warn(
+                f"the saved hyper-parameters replace those of this Regularizer: {'; '.join(changed)}", stacklevel=2
+            )
+
+    def _hyperparameters(self) -> dict[str, Any]:
+        return {
+            "mode": self.mode,
+            "strength_scale": self.strength_scale,
+            "history_every": self.history.every,
+            "gate": describe(self.gate),
+            "schedule": describe(self.schedule),
+            "penalties": {t.name: describe(t.penalty) for t in self.targets},
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle and deepcopy keep everything but the attachment."""
+        return {**self.__dict__, "_optimizer": None, "_key": "", "_handles": [], "_decision": None, "_frozen": []}
+
+    def _save_into(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+        del optimizer
+        state_dict[self._key] = self.state_dict()
+
+    def _load_from(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+        del optimizer
+        if self._key in state_dict:
+            self.load_state_dict(state_dict.pop(self._key))
+            return
+        warnings.warn(
+            f"the loaded optimizer state has no entry {self._key!r}: step count, open counts and history of the "
+            "Regularizer "
+            "stay as they are; if its state was saved elsewhere, call its load_state_dict()",
+            stacklevel=3,
+        )
+
+    # ------------------------------------------------------------------ one step
+
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._decision = None
+        self._frozen = self._zeros_to_keep()
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # torch passes the optimizer itself first
+        if closure is None:
+            self._on_gradients(optimizer)
+            return None
+
+        def closure_then_measure() -> Any:
+            loss = closure()
+            added = self._on_gradients(optimizer)
+            return loss if added is None else loss + added
+
+        if len(args) > 1:
+            return (args[0], closure_then_measure, *args[2:]), kwargs
+        return args, {**kwargs, "closure": closure_then_measure}
+
+    @torch.no_grad()
+    def _on_gradients(self, optimizer: Optimizer) -> Tensor | None:
+        """Decide at the first evaluation; in gradient mode add the penalty's gradient at each one.
+
+        Returns what LBFGS has to add to the loss in gradient mode, otherwise None.
+        """
+        if self._decision is None:
+            self._decision = self._decide(optimizer)
+        if self.mode == "proximal":
+            return None
+        scale = loss_scale(optimizer)
+        multipliers = self._per_target(self._decision.multipliers)
+        for target, multiplier, group in zip(self.targets, multipliers, self._index.groups(optimizer), strict=True):
+            if target.param.grad is None or _is_zero(multiplier):
+                continue
+            added = target.penalty.subgradient(target.param) * (gradient_sign(group) * multiplier)
+            target.param.grad.add_(added if scale is None else added * scale.to(added.device))
+        return self._weighted_value(multipliers) if isinstance(optimizer, LBFGS) else None
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        del args, kwargs
+        decision, self._decision = self._decision, None
+        if decision is None:
+            return
+        if self.mode == "proximal":
+            multipliers = self._per_target(decision.multipliers)
+            for target, multiplier, group in zip(self.targets, multipliers, self._index.groups(optimizer), strict=True):
+                if target.param.grad is not None and not _is_zero(multiplier):
+                    _shrink(target, multiplier, effective_step_size(optimizer, group))
+        if self._frozen:
+            for target, mask in zip(self.targets, self._frozen, strict=True):
+                target.param.masked_fill_(mask, 0.0)
+            self._frozen = []
+        self._count(decision)
+
+    def _decide(self, optimizer: Optimizer) -> Decision:
+        device = self.targets[0].param.device
+        self._move_to(device)
+        record_this = self.history.wants(self._num_calls)
+        signs = [gradient_sign(group) for group in self._index.groups(optimizer)]
+        measured = measure(self.targets, signs, loss_scale(optimizer), device, weights=record_this)
+        scales = torch.tensor(self._scales, dtype=wide_dtype(device), device=device)
+        multipliers = self.schedule.factor(self._step) * scales
+        has_gradient = torch.tensor([t.param.grad is not None for t in self.targets], device=device)
+        allowed = has_gradient & (self._step < self.schedule.refit_start)
+        skipped = step_is_skipped(optimizer, device)
+        decision, by_layer, overall = decide(measured, multipliers, self.gate, self._step, allowed, skipped)
+        if not record_this:
+            return decision
+        num_weights = torch.tensor([t.param.numel() for t in self.targets], device=device)
+        record = history_record(measured, multipliers, decision.opened, by_layer, overall, num_weights)
+        return dataclasses.replace(decision, record=record)
+
+    def _zeros_to_keep(self) -> list[Tensor]:
+        """Where the weights are 0 before the step, once the refit has begun: the zeros themselves are the mask."""
+        if self._num_calls < self.schedule.refit_start:
+            return []
+        self._move_to(self.targets[0].param.device)
+        in_refit = self._step >= self.schedule.refit_start
+        return [(t.param.detach() == 0) & in_refit.to(t.param.device) for t in self.targets]
+
+    def _per_target(self, multipliers: Tensor) -> Sequence[float | Tensor]:
+        """The multipliers as numbers on the CPU, where reading them is free, and as tensors elsewhere."""
+        if multipliers.device.type == "cpu":
+            numbers: list[float] = multipliers.tolist()
+            return numbers
+        return [m.to(t.param.device) for t, m in zip(self.targets, multipliers.unbind(), strict=True)]
+
+    def _count(self, decision: Decision) -> None:
+        taken = ~decision.skipped
+        if decision.record is not None:
+            self.history.append(decision.record, torch.where(taken, self._step, -1))
+        self._open_counts += decision.opened
+        self._num_nonfinite += decision.nonfinite & taken
+        self._step += taken
+        self._num_calls += 1
+        free_to_read = self._step.device.type == "cpu" or self._num_calls % _NONFINITE_CHECK_STEPS == 0
+        if not self._warned_nonfinite and free_to_read and self.num_nonfinite:
+            self._warned_nonfinite = True
+            warnings.warn(
+                "the loss gradient holds NaN or infinity: the penalty is not imposed at such steps (counted in "
+                "num_nonfinite, warned about once); look at the loss and the learning rate",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _move_to(self, device: torch.device) -> None:
+        if self._step.device != device:
+            self._step, self._num_nonfinite = self._step.to(device), self._num_nonfinite.to(device)
+            self._open_counts = self._open_counts.to(device)
+
+
+def _shrink(target: Target, multiplier: float | Tensor, step_size: float | Tensor) -> None:
+    param = target.param
+    shrunk = target.penalty.prox(param, step_size * multiplier)
+    if isinstance(multiplier, Tensor):
+        # where the gate is closed the bits must stay, the sign of a zero too; the host does not learn which it was
+        shrunk = torch.where(multiplier > 0, shrunk, param)
+    param.copy_(shrunk)
+
+
+def _is_zero(multiplier: float | Tensor) -> bool:
+    return not isinstance(multiplier, Tensor) and multiplier == 0
+
+
+def _check_part(name: str, part: Any, kind: type) -> Any:
+    if not isinstance(part, kind):
+        raise TypeError(f"{name} must be a strongreg.{kind.__name__}, got {part!r}")
+    return part
+
+
+def _check_choice(name: str, choice: Any, choices: tuple[str, ...]) -> Any:
+    if choice not in choices:
+        raise ValueError(f"{name}={choice!r}: must be one of {', '.join(map(repr, choices))}")
+    return choice

@@ -1,0 +1,89 @@
+"""The table that ``Regularizer.summary()`` returns: weights, zeros and compression, per layer and in total."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """Counts of one penalized parameter, or of all together.
+
+    Args:
+        name: the parameter's name, or "total".
+        shape: its shape; empty for the total.
+        num_weights: number of weights.
+        num_zeros: number of weights that are exactly 0.
+        open_fraction: share of the steps at which its gate was open (for the total: weighted by the number of weights),
+            in [0, 1]; NaN before the first step.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    num_weights: int
+    num_zeros: int
+    open_fraction: float
+
+    @property
+    def num_nonzero(self) -> int:
+        """Number of weights kept."""
+        return self.num_weights - self.num_zeros
+
+    @property
+    def compression(self) -> float:
+        """Dense weights / kept weights; infinite when none is kept, 1 when there are no weights."""
+        if self.num_weights == 0:
+            return 1.0
+        return self.num_weights / self.num_nonzero if self.num_nonzero else math.inf
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The rows of all penalized parameters and their total; ``print`` shows them as a table.
+
+    Args:
+        layers: one row per penalized parameter.
+        num_steps: optimizer steps done.
+        num_nonfinite: steps with a non-finite gradient, at which the gate stayed closed.
+    """
+
+    layers: tuple[SummaryRow, ...]
+    num_steps: int
+    num_nonfinite: int
+
+    @property
+    def total(self) -> SummaryRow:
+        """All penalized parameters together."""
+        num_weights = sum(row.num_weights for row in self.layers)
+        num_zeros = sum(row.num_zeros for row in self.layers)
+        opened = (
+            sum(row.num_weights * row.open_fraction for row in self.layers) / num_weights if num_weights else math.nan
+        )
+        return SummaryRow("total", (), num_weights, num_zeros, opened)
+
+    def __str__(self) -> str:
+        """The table as text."""
+        header = ("parameter", "shape", "weights", "zeros", "kept", "times smaller", "gate open")
+        table = [header, *(_cells(row) for row in (*self.layers, self.total))]
+        widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if i < 2 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in table
+        ]
+        rule = "-" * len(lines[0])
+        lines = [lines[0], rule, *lines[1:-1], rule, lines[-1]]
+        steps = f"{self.num_steps} steps"
+        if self.num_nonfinite:
+            steps += f", {self.num_nonfinite} of them with a non-finite gradient (gate closed)"
+        return "\n".join(line.rstrip() for line in (*lines, steps))
+
+
+def _cells(row: SummaryRow) -> tuple[str, ...]:
+    kept = f"{row.num_nonzero / row.num_weights:.1%}" if row.num_weights else "-"
+    opened = "-" if math.isnan(row.open_fraction) else f"{row.open_fraction:.1%}"
+    shape = "x".join(map(str, row.shape))
+    return (row.name, shape, f"{row.num_weights:,}", f"{row.num_zeros:,}", kept, f"{row.compression:.1f}", opened)

@@ -1,0 +1,47 @@
+"""Checks of hyper-parameters, with errors that name the object, the value and the remedy."""
+
+from __future__ import annotations
+
+import math
+
+
+def check_number(owner: object, name: str, *, minimum: float, maximum: float = math.inf) -> None:
+    """Check that a hyper-parameter is a finite real number within bounds.
+
+    Args:
+        owner: the object that carries the attribute.
+        name: the attribute's name.
+        minimum: smallest allowed value.
+        maximum: largest allowed value.
+
+    Raises:
+        TypeError: it is not a real number.
+        ValueError: it is not finite or out of bounds.
+    """
+    number = getattr(owner, name)
+    label = f"{type(owner).__name__}({name}={number!r})"
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise TypeError(f"{label}: {name} must be a number, got {type(number).__name__}")
+    if not (math.isfinite(number) and minimum <= number <= maximum):
+        bounds = f">= {minimum:g}" if maximum == math.inf else f"between {minimum:g} and {maximum:g}"
+        raise ValueError(f"{label}: {name} must be finite and {bounds}")
+
+
+def check_steps(owner: object, name: str, *, minimum: int) -> None:
+    """Check that a hyper-parameter is a whole number of optimizer steps.
+
+    Args:
+        owner: the object that carries the attribute.
+        name: the attribute's name.
+        minimum: smallest allowed value.
+
+    Raises:
+        TypeError: it is not an int.
+        ValueError: it is below the minimum.
+    """
+    number = getattr(owner, name)
+    label = f"{type(owner).__name__}({name}={number!r})"
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{label}: {name} must be an int: optimizer steps, which are epochs times steps per epoch")
+    if number < minimum:
+        raise ValueError(f"{label}: {name} must be >= {minimum}")
