@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, Optimizer, RMSprop
 
 from strongreg.groups import Target
 from strongreg.penalties import L2, ElasticNet
@@ -20,10 +20,9 @@ def effective_step_size(optimizer: Optimizer, group: Group) -> float | Tensor:
     r"""The step size :math:`s` of the proximal step that goes with one step of the optimizer.
 
     For SGD with momentum :math:`\mu` and dampening :math:`d`, a constant gradient moves the weights by
-    :math:`lr\,(1-d)/(1-\mu)` per step
-    in the long run, with Nesterov's variant too; with this :math:`s` the stationary points are those of :math:`L +
-    \lambda\Omega`
-    (docs/theory.md, equation 5). For all others :math:`s = lr`: decoupled, as the weight decay of AdamW.
+    :math:`lr\,(1-d)/(1-\mu)` per step in the long run, with Nesterov's variant too; with this :math:`s` the stationary
+    points are those of :math:`L + \lambda\Omega` (docs/theory.md, equation 5). RMSprop with momentum sums its steps in the
+    same way, so :math:`s = lr/(1-\mu)`. For all others :math:`s = lr`: decoupled, as the weight decay of AdamW.
 
     Args:
         optimizer: the optimizer.
@@ -34,7 +33,7 @@ def effective_step_size(optimizer: Optimizer, group: Group) -> float | Tensor:
 
     Raises:
         TypeError: the group has no "lr".
-        ValueError: the momentum of SGD is 1 or more.
+        ValueError: the momentum of SGD or RMSprop is 1 or more.
 
     Example:
         >>> import torch, strongreg
@@ -48,13 +47,14 @@ def effective_step_size(optimizer: Optimizer, group: Group) -> float | Tensor:
             "derived from it"
         )
     lr: float | Tensor = group["lr"]
-    if not isinstance(optimizer, SGD) or group["momentum"] == 0:
+    if not isinstance(optimizer, SGD | RMSprop) or group["momentum"] == 0:
         return lr
     if not group["momentum"] < 1:
         raise ValueError(
-            f"SGD(momentum={group['momentum']}): momentum must be < 1 for the proximal step to have a size"
+            f"{type(optimizer).__name__}(momentum={group['momentum']}): momentum must be < 1 for the proximal step to have "
+            "a size"
         )
-    return lr * float((1 - group["dampening"]) / (1 - group["momentum"]))
+    return lr * float((1 - group.get("dampening", 0)) / (1 - group["momentum"]))
 
 
 def unwrap(optimizer: Any) -> Optimizer:

@@ -129,6 +129,7 @@ class Regularizer:
         self._index = GroupIndex(targets)
         self._scales = [1.0] * len(targets)
         self._open_counts = torch.zeros(len(targets), dtype=torch.int64)
+        self._constants: dict[tuple[Any, ...], Tensor] = {}
 
     # ------------------------------------------------------------------ life cycle
 
@@ -394,15 +395,14 @@ class Regularizer:
         record_this = self.history.wants(self._num_calls)
         signs = [gradient_sign(group) for group in self._index.groups(optimizer)]
         measured = measure(self.targets, signs, loss_scale(optimizer), device, weights=record_this)
-        scales = torch.tensor(self._scales, dtype=wide_dtype(device), device=device)
-        multipliers = self.schedule.factor(self._step) * scales
-        has_gradient = torch.tensor([t.param.grad is not None for t in self.targets], device=device)
+        multipliers = self.schedule.factor(self._step) * self._constant(self._scales, wide_dtype(device), device)
+        has_gradient = self._constant([t.param.grad is not None for t in self.targets], torch.bool, device)
         allowed = has_gradient & (self._step < self.schedule.refit_start)
         skipped = step_is_skipped(optimizer, device)
         decision, by_layer, overall = decide(measured, multipliers, self.gate, self._step, allowed, skipped)
         if not record_this:
             return decision
-        num_weights = torch.tensor([t.param.numel() for t in self.targets], device=device)
+        num_weights = self._constant([t.param.numel() for t in self.targets], torch.int64, device)
         record = history_record(measured, multipliers, decision.opened, by_layer, overall, num_weights)
         return dataclasses.replace(decision, record=record)
 
@@ -416,7 +416,7 @@ class Regularizer:
 
     def _per_target(self, multipliers: Tensor) -> Sequence[float | Tensor]:
         """The multipliers as numbers on the CPU, where reading them is free, and as tensors elsewhere."""
-        if multipliers.device.type == "cpu":
+        if self._reading_is_free:
             numbers: list[float] = multipliers.tolist()
             return numbers
         return [m.to(t.param.device) for t, m in zip(self.targets, multipliers.unbind(), strict=True)]
@@ -429,8 +429,8 @@ class Regularizer:
         self._num_nonfinite += decision.nonfinite & taken
         self._step += taken
         self._num_calls += 1
-        free_to_read = self._step.device.type == "cpu" or self._num_calls % _NONFINITE_CHECK_STEPS == 0
-        if not self._warned_nonfinite and free_to_read and self.num_nonfinite:
+        look = self._reading_is_free or self._num_calls % _NONFINITE_CHECK_STEPS == 0
+        if not self._warned_nonfinite and look and self.num_nonfinite:
             self._warned_nonfinite = True
             warnings.warn(
                 "the loss gradient holds NaN or infinity: the penalty is not imposed at such steps (counted in "
@@ -438,6 +438,18 @@ class Regularizer:
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+    def _constant(self, values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A tensor of host numbers, kept: to send it to an accelerator at each step would wait for the accelerator."""
+        key = (tuple(values), dtype, device)
+        if key not in self._constants:
+            self._constants[key] = torch.tensor(values, dtype=dtype, device=device)
+        return self._constants[key]
+
+    @property
+    def _reading_is_free(self) -> bool:
+        """Whether the host can look at a tensor without waiting for an accelerator."""
+        return self.targets[0].param.device.type == "cpu"
 
     def _move_to(self, device: torch.device) -> None:
         if self._step.device != device:

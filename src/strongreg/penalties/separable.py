@@ -96,7 +96,7 @@ class L2(Penalty):
 
 @dataclass(frozen=True)
 class ElasticNet(Penalty):
-    r"""L1 and L2 together, :math:`\lambda (\rho\lVert w\rVert_1 + \tfrac{1-\rho}{2}\lVert w\rVert^2)` as in scikit-learn.
+    r"""L1 and L2 as in scikit-learn, :math:`\lambda (\rho\lVert w\rVert_1 + \tfrac{1-\rho}{2}\lVert w\rVert^2)`.
 
     Args:
         strength: :math:`\lambda`, >= 0.

@@ -1,0 +1,109 @@
+"""What the commands show on the terminal: progress bars while runs work, then one table."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich import box
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from strongreg.experiments.compare import Job
+from strongreg.experiments.engine import EpochMetrics, RunResult
+from strongreg.experiments.table import HEADER, MethodSummary, cells
+
+
+class ProgressBars:
+    """A bar for each run that is under way and one for all; plain lines where the output is no terminal.
+
+    Args:
+        console: where to show them.
+        num_jobs: number of runs to train.
+        num_epochs: epochs of each run.
+    """
+
+    def __init__(self, console: Console, num_jobs: int, num_epochs: int) -> None:
+        self._console, self._num_jobs, self._num_epochs = console, num_jobs, num_epochs
+        self._num_done = 0
+        self._bars: dict[Job, TaskID] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._total = self._progress.add_task("all epochs", total=num_jobs * num_epochs, note="")
+
+    def __enter__(self) -> ProgressBars:
+        """Show the bars."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the bars away."""
+        self._progress.stop()
+
+    def on_epoch(self, job: Job, metrics: EpochMetrics) -> None:
+        """Move a run's bar.
+
+        Args:
+            job: the run.
+            metrics: what its epoch showed.
+        """
+        if job not in self._bars:
+            name = f"{job.method}, seed {job.seed}"
+            self._bars[job] = self._progress.add_task(name, total=self._num_epochs, note="")
+        smaller = "nothing left" if metrics.compression is None else f"{metrics.compression:.1f}x smaller"
+        note = f"accuracy {metrics.accuracy:.1%}, {smaller}, gate open {metrics.open_fraction:.0%}"
+        self._progress.update(self._bars[job], completed=metrics.epoch, note=note)
+        self._progress.advance(self._total)
+
+    def on_result(self, job: Job, result: RunResult) -> None:
+        """Replace a run's bar by its outcome.
+
+        Args:
+            job: the run.
+            result: its outcome.
+        """
+        self._num_done += 1
+        if job in self._bars:
+            self._progress.remove_task(self._bars.pop(job))
+        smaller = "nothing left" if result.compression is None else f"{result.compression:.1f}x smaller"
+        self._console.print(
+            f"[{self._num_done}/{self._num_jobs}] {job.method}, seed {job.seed}: accuracy "
+            f"{result.accuracy:.1%}, {smaller}, "
+            f"{result.train_seconds:.0f} s",
+            highlight=False,
+            markup=False,
+        )
+
+
+def show_table(console: Console, title: str, summaries: list[MethodSummary]) -> None:
+    """Print one row per method.
+
+    Args:
+        console: where to print.
+        title: above the table.
+        summaries: the methods.
+    """
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    for i, name in enumerate(HEADER):
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+    for summary in summaries:
+        table.add_row(*cells(summary), style="red" if summary.num_alive == 0 else None)
+    console.print(table)

@@ -1,0 +1,177 @@
+"""Draws a comparison as one self-contained HTML file: why one run died and another lived."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib as mpl
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+import strongreg
+from strongreg.experiments.compare import Comparison, Job
+from strongreg.experiments.config import METHODS, Method, RunConfig
+from strongreg.experiments.engine import EpochMetrics
+from strongreg.experiments.table import HEADER, cells, summarize
+
+Curves = dict[Job, list[EpochMetrics]]
+_COLORS: dict[Method, str] = {"dense": "#5b6475", "always": "#c2362b", "delayed": "#c98a1b", "coherent": "#1f6feb"}
+_STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e9ef",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+}
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    title: str
+    svg: Markup
+    caption: str
+
+
+def write_report(comparison: Comparison, file: Path) -> None:
+    """Write report.html.
+
+    Args:
+        comparison: at least one of its runs is finished.
+        file: where to write.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    results = comparison.finished_results
+    config = comparison.config
+    curves = {Job(r.method, r.seed): comparison.metrics(Job(r.method, r.seed)) for r in results}
+    summaries = summarize(results)
+    num_seeds = len({r.seed for r in results})
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("strongreg.experiments"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    penalty = f"{config.penalty} of strength {config.strength:g}"
+    html = environment.get_template("report.html.j2").render(
+        title=f"{config.model} on {config.data}: {', '.join(s.method for s in summaries)}",
+        subtitle=f"{penalty}, {config.epochs} epochs, {num_seeds} seed(s); strongreg {strongreg.__version__}",
+        header=HEADER,
+        rows=[{"cells": cells(s), "dead": s.num_alive == 0} for s in summaries],
+        several_seeds=num_seeds > 1,
+        figures=_draw(curves, config),
+        runs=results,
+        configuration=sorted(config.model_dump().items()),
+    )
+    file.write_text(html, encoding="utf-8")
+
+
+def _draw(curves: Curves, config: RunConfig) -> list[_Drawing]:
+    first = {job.method: metrics for job, metrics in reversed(curves.items())}  # each method's first seed
+    return [
+        _Drawing(
+            "Accuracy and weights kept",
+            _svg(lambda figure: _draw_outcome(figure, curves), height=3.2),
+            "Every seed is a line. A collapsed network answers with one class for every image: its accuracy "
+            "stays at chance.",
+        ),
+        _Drawing(
+            "Loss gradient against penalty gradient",
+            _svg(lambda figure: _draw_per_method(figure, first, _draw_norms, share_y=True), height=2.9),
+            "Mean norms per epoch, each method's first seed. Where the penalty's gradient stays far above the "
+            "loss's, the penalty alone "
+            "steers the weights to 0. The gap of the dashed line ends the penalty: from there on zeros are frozen and "
+            "the kept weights are refitted.",
+        ),
+        _Drawing(
+            "Coherence and gate",
+            _svg(lambda figure: _draw_per_method(figure, first, _gate_drawer(config), share_y=True), height=2.9),
+            "Coherence is the cosine between the loss gradient and the regularized gradient (mean per epoch). "
+            "The coloured "
+            "area is the share of the epoch's steps at which the gate was open and the penalty acted; the "
+            "dotted line is "
+            "the threshold of the coherence gate.",
+        ),
+    ]
+
+
+def _svg(draw: Callable[[Figure], None], height: float) -> Markup:
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(10, height), layout="constrained")
+        draw(figure)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    text = buffer.getvalue()
+    # inlined: without XML prolog and document type; the rest is matplotlib's own drawing of numbers
+    return Markup(re.sub(r"^.*?(?=<svg)", "", text, count=1, flags=re.DOTALL))
+
+
+def _draw_outcome(figure: Figure, curves: Curves) -> None:
+    left, right = figure.subplots(1, 2)
+    for job, metrics in curves.items():
+        epochs = [m.epoch for m in metrics]
+        first_of_method = next(other for other in curves if other.method == job.method) == job
+        label = job.method if first_of_method else None
+        left.plot(
+            epochs,
+            [100 * m.accuracy for m in metrics],
+            color=_COLORS[job.method],
+            label=label,
+            linewidth=1.2,
+            alpha=0.85,
+        )
+        right.plot(
+            epochs, [max(m.num_nonzero, 0.5) for m in metrics], color=_COLORS[job.method], linewidth=1.2, alpha=0.85
+        )
+    left.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(0, 101))
+    left.legend(loc="center right")
+    right.set(xlabel="epoch", ylabel="weights that are not 0", yscale="log")
+
+
+def _draw_per_method(
+    figure: Figure,
+    curves: dict[Method, list[EpochMetrics]],
+    draw: Callable[[Axes, Method, list[EpochMetrics]], None],
+    *,
+    share_y: bool,
+) -> None:
+    methods = [method for method in METHODS if method in curves]
+    axes = figure.subplots(1, len(methods), sharey=share_y, squeeze=False)[0]
+    for ax, method in zip(axes, methods, strict=True):
+        draw(ax, method, curves[method])
+        ax.set_title(method, color=_COLORS[method], loc="left", fontweight="bold")
+        ax.set_xlabel("epoch")
+    axes[0].legend(loc="best")
+
+
+def _draw_norms(ax: Axes, method: Method, metrics: list[EpochMetrics]) -> None:
+    epochs = [m.epoch for m in metrics]
+    ax.plot(epochs, [m.gradient_norm or float("nan") for m in metrics], color=_COLORS["dense"], label="‖g‖ of the loss")
+    penalty = [m.penalty_norm or float("nan") for m in metrics]
+    ax.plot(epochs, penalty, color=_COLORS["always"], linestyle="--", label="‖λr‖ of the penalty")
+    ax.set_yscale("log")
+    del method
+
+
+def _gate_drawer(config: RunConfig) -> Callable[[Axes, Method, list[EpochMetrics]], None]:
+    def draw(ax: Axes, method: Method, metrics: list[EpochMetrics]) -> None:
+        epochs = [m.epoch for m in metrics]
+        coherence = [float("nan") if m.coherence is None else m.coherence for m in metrics]
+        opened = [m.open_fraction for m in metrics]
+        ax.fill_between(
+            epochs, opened, color=_COLORS[method], alpha=0.18, step="mid", linewidth=0, label="share of open steps"
+        )
+        ax.plot(epochs, coherence, color=_COLORS["dense"], label="coherence")
+        if method == "coherent":
+            ax.axhline(config.gate_threshold, color=_COLORS[method], linestyle=":", linewidth=1)
+        ax.set_ylim(-0.05, 1.05)
+
+    return draw

@@ -1,0 +1,107 @@
+"""Summarizes a comparison: one row per method over its seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+
+from strongreg.experiments.config import METHODS, Method
+from strongreg.experiments.engine import RunResult
+
+HEADER = ("method", "accuracy", "alive", "weights kept", "times smaller", "open steps", "seconds")
+
+
+@dataclass(frozen=True)
+class MethodSummary:
+    """A method over its seeds.
+
+    Args:
+        method: its name.
+        num_runs: number of seeds.
+        num_alive: number of seeds that learned (accuracy above 1.5 times chance).
+        accuracy_mean: mean accuracy, in [0, 1].
+        accuracy_error: half the width of the 95 % confidence interval of the mean; NaN for one seed.
+        kept_mean: mean share of the penalized weights that are not 0.
+        compression_range: smallest and largest compression; infinite where every weight is 0.
+        open_mean: mean share of the steps at which the gate was open.
+        seconds_mean: mean training time.
+    """
+
+    method: Method
+    num_runs: int
+    num_alive: int
+    accuracy_mean: float
+    accuracy_error: float
+    kept_mean: float
+    compression_range: tuple[float, float]
+    open_mean: float
+    seconds_mean: float
+
+
+def summarize(results: Sequence[RunResult]) -> list[MethodSummary]:
+    """Summarize runs by method.
+
+    Args:
+        results: any number of finished runs.
+
+    Returns:
+        One summary per method that has runs, in the order dense, always, delayed, coherent.
+    """
+    by_method = {method: [r for r in results if r.method == method] for method in METHODS}
+    return [_summarize_method(method, runs) for method, runs in by_method.items() if runs]
+
+
+def _summarize_method(method: Method, runs: list[RunResult]) -> MethodSummary:
+    accuracies = [r.accuracy for r in runs]
+    compressions = [math.inf if r.compression is None else r.compression for r in runs]
+    return MethodSummary(
+        method=method,
+        num_runs=len(runs),
+        num_alive=sum(r.alive for r in runs),
+        accuracy_mean=statistics.fmean(accuracies),
+        accuracy_error=_half_width_95(accuracies),
+        kept_mean=statistics.fmean(r.num_nonzero / r.num_weights for r in runs),
+        compression_range=(min(compressions), max(compressions)),
+        open_mean=statistics.fmean(r.open_fraction for r in runs),
+        seconds_mean=statistics.fmean(r.train_seconds for r in runs),
+    )
+
+
+def _half_width_95(values: list[float]) -> float:
+    """Half the width of the 95 % confidence interval of the mean, by Student's t; NaN for one value."""
+    if len(values) < 2:
+        return math.nan
+    quantile = float(stats.t.ppf(0.975, len(values) - 1))
+    return quantile * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def cells(summary: MethodSummary) -> tuple[str, ...]:
+    """A summary as the cells of a table row, in the order of ``HEADER``.
+
+    Args:
+        summary: one method.
+
+    Returns:
+        Texts for people.
+    """
+    error = "" if math.isnan(summary.accuracy_error) else f" ± {100 * summary.accuracy_error:.1f}"
+    low, high = (_times(x) for x in summary.compression_range)
+    return (
+        summary.method,
+        f"{100 * summary.accuracy_mean:.1f}{error} %",
+        f"{summary.num_alive}/{summary.num_runs}",
+        f"{summary.kept_mean:.2%}",
+        low if low == high else f"{low} to {high}",
+        "-" if summary.method == "dense" else f"{summary.open_mean:.0%}",
+        f"{summary.seconds_mean:.0f}",
+    )
+
+
+def _times(compression: float) -> str:
+    if math.isinf(compression):
+        return "nothing left"
+    return f"{compression:.1f}" if compression < 1000 else f"{compression:,.0f}"
