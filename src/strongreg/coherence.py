@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_HALF_PRECISION = (torch.float16, torch.bfloat16)
+from strongreg.precision import at_least_float32
 
 
 def inner_products(gradient: Tensor, penalty_gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,5 +70,4 @@ def coherence(gradient_sq: Tensor, cross: Tensor, penalty_sq: Tensor) -> Tensor:
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    flat = tensor.reshape(-1)
-    return flat.float() if flat.dtype in _HALF_PRECISION else flat
+    return at_least_float32(tensor.reshape(-1))

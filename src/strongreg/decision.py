@@ -11,6 +11,7 @@ from torch import Tensor
 from strongreg.coherence import coherence, inner_products, squared_norm
 from strongreg.gates import Gate
 from strongreg.groups import Target
+from strongreg.precision import scalar_dtype
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,6 @@ class Decision:
     record: Tensor | None
 
 
-def wide_dtype(device: torch.device) -> torch.dtype:
-    """The dtype of scalars on a device.
-
-    Args:
-        device: any device.
-
-    Returns:
-        float64, or float32 on Apple's GPUs, which have no float64.
-    """
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
 def measure(
     targets: Sequence[Target], signs: Sequence[float], scale: Tensor | None, device: torch.device, *, weights: bool
 ) -> Measurement:
@@ -79,7 +68,7 @@ def measure(
     Raises:
         TypeError: a gradient is sparse.
     """
-    dtype = wide_dtype(device)
+    dtype = scalar_dtype(device)
     unscale: float | Tensor = 1.0 if scale is None else scale.to(device=device, dtype=dtype).reshape(()).reciprocal()
     zero = torch.zeros((), dtype=dtype, device=device)
     rows: list[Tensor] = []

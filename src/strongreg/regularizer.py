@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from strongreg.decision import Decision, decide, history_record, measure, wide_dtype
+from strongreg.decision import Decision, decide, history_record, measure
 from strongreg.gates import CoherenceGate, Gate
 from strongreg.groups import PenaltySpec, Target, inverse_std_scales, select_targets
 from strongreg.history import History
@@ -28,6 +28,7 @@ from strongreg.optimizers import (
     unwrap,
     warn_of_weight_decay,
 )
+from strongreg.precision import scalar_dtype
 from strongreg.schedules import Constant, Schedule
 from strongreg.summary import Summary, SummaryRow
 
@@ -129,6 +130,8 @@ class Regularizer:
         self._index = GroupIndex(targets)
         self._scales = [1.0] * len(targets)
         self._open_counts = torch.zeros(len(targets), dtype=torch.int64)
+        self._last_open = torch.ones(len(targets), dtype=torch.bool)
+        self._refitting = torch.zeros(len(targets), dtype=torch.bool)
         self._constants: dict[tuple[Any, ...], Tensor] = {}
 
     # ------------------------------------------------------------------ life cycle
@@ -228,7 +231,8 @@ class Regularizer:
             SummaryRow(t.name, tuple(t.param.shape), t.param.numel(), int((t.param == 0).sum()), share)
             for t, share in zip(self.targets, shares, strict=True)
         )
-        return Summary(rows, steps, self.num_nonfinite)
+        zeros_moved = self.mode == "proximal" and steps > 0 and not bool((self._last_open | self._refitting).all())
+        return Summary(rows, steps, self.num_nonfinite, zeros_moved)
 
     def _weighted_value(self, multipliers: Sequence[float | Tensor]) -> Tensor:
         device = self.targets[0].param.device
@@ -253,6 +257,8 @@ class Regularizer:
             "step": self.num_steps,
             "num_nonfinite": self.num_nonfinite,
             "open_counts": self._open_counts.tolist(),
+            "last_open": self._last_open.tolist(),
+            "refitting": self._refitting.tolist(),
             "history": self.history.state_dict(),
         }
 
@@ -294,7 +300,9 @@ class Regularizer:
         self._scales = list(state["scales"])
         self._step = torch.tensor(state["step"])
         self._num_nonfinite = torch.tensor(state["num_nonfinite"])
-        self._open_counts = torch.tensor(state["open_counts"])
+        self._open_counts = torch.tensor(state["open_counts"], dtype=torch.int64)
+        self._last_open = torch.tensor(state["last_open"], dtype=torch.bool)
+        self._refitting = torch.tensor(state["refitting"], dtype=torch.bool)
         self._num_calls = state["step"]
         changed = [f"{k} was {v}, is now {state[k]}" for k, v in before.items() if v != state[k]]
         if changed:
@@ -395,9 +403,10 @@ class Regularizer:
         record_this = self.history.wants(self._num_calls)
         signs = [gradient_sign(group) for group in self._index.groups(optimizer)]
         measured = measure(self.targets, signs, loss_scale(optimizer), device, weights=record_this)
-        multipliers = self.schedule.factor(self._step) * self._constant(self._scales, wide_dtype(device), device)
+        scales = self._constant(self._scales, scalar_dtype(device), device)
+        multipliers = self.schedule.factor(self._step) * torch.where(self._refitting, 0.0, scales)
         has_gradient = self._constant([t.param.grad is not None for t in self.targets], torch.bool, device)
-        allowed = has_gradient & (self._step < self.schedule.refit_start)
+        allowed = has_gradient & ~self._refitting
         skipped = step_is_skipped(optimizer, device)
         decision, by_layer, overall = decide(measured, multipliers, self.gate, self._step, allowed, skipped)
         if not record_this:
@@ -407,12 +416,14 @@ class Regularizer:
         return dataclasses.replace(decision, record=record)
 
     def _zeros_to_keep(self) -> list[Tensor]:
-        """Where the weights are 0 before the step, once the refit has begun: the zeros themselves are the mask."""
+        """Where the weights are 0 before the step, once their refit has begun: the zeros themselves are the mask."""
         if self._num_calls < self.schedule.refit_start:
             return []
         self._move_to(self.targets[0].param.device)
-        in_refit = self._step >= self.schedule.refit_start
-        return [(t.param.detach() == 0) & in_refit.to(t.param.device) for t in self.targets]
+        # a step at a closed gate has moved the zeros: wait for an open one, which makes them again
+        self._refitting |= (self._step >= self.schedule.refit_start) & self._last_open
+        frozen = self._per_target(self._refitting)
+        return [(t.param.detach() == 0) & flag for t, flag in zip(self.targets, frozen, strict=True)]
 
     def _per_target(self, multipliers: Tensor) -> Sequence[float | Tensor]:
         """The multipliers as numbers on the CPU, where reading them is free, and as tensors elsewhere."""
@@ -426,6 +437,7 @@ class Regularizer:
         if decision.record is not None:
             self.history.append(decision.record, torch.where(taken, self._step, -1))
         self._open_counts += decision.opened
+        self._last_open = torch.where(taken, decision.opened, self._last_open)
         self._num_nonfinite += decision.nonfinite & taken
         self._step += taken
         self._num_calls += 1
@@ -454,7 +466,8 @@ class Regularizer:
     def _move_to(self, device: torch.device) -> None:
         if self._step.device != device:
             self._step, self._num_nonfinite = self._step.to(device), self._num_nonfinite.to(device)
-            self._open_counts = self._open_counts.to(device)
+            self._open_counts, self._last_open = self._open_counts.to(device), self._last_open.to(device)
+            self._refitting = self._refitting.to(device)
 
 
 def _shrink(target: Target, multiplier: float | Tensor, step_size: float | Tensor) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from strongreg.precision import scalar_dtype
 from strongreg.validation import check_number, check_steps
 
 
@@ -21,7 +22,7 @@ class Schedule(abc.ABC):
 
     @property
     def refit_start(self) -> float:
-        """The step from which on the penalty is off and zeros stay zero; infinity for never."""
+        """The step from which on the penalty is off and zeros stay zero (see :class:`Refit`); infinity for never."""
         return math.inf
 
     @abc.abstractmethod
@@ -32,7 +33,7 @@ class Schedule(abc.ABC):
             step: 0-d integer tensor, the number of optimizer steps done before this one.
 
         Returns:
-            0-d tensor >= 0 on the device of ``step``.
+            0-d tensor >= 0 on the device of ``step``, float64 where it has it.
         """
 
 
@@ -43,12 +44,12 @@ class Constant(Schedule):
     Example:
         >>> import torch, strongreg
         >>> strongreg.Constant().factor(torch.tensor(7))
-        tensor(1.)
+        tensor(1., dtype=torch.float64)
     """
 
     def factor(self, step: Tensor) -> Tensor:
         """See :meth:`Schedule.factor`."""
-        return torch.ones((), device=step.device)
+        return torch.ones((), dtype=scalar_dtype(step.device), device=step.device)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class LinearRamp(Schedule):
     Example:
         >>> import torch, strongreg
         >>> strongreg.LinearRamp(steps=10).factor(torch.tensor(5))
-        tensor(0.5000)
+        tensor(0.5000, dtype=torch.float64)
     """
 
     steps: int
@@ -102,7 +103,7 @@ class CosineRamp(Schedule):
     Example:
         >>> import torch, strongreg
         >>> strongreg.CosineRamp(steps=10).factor(torch.tensor(10))
-        tensor(1.)
+        tensor(1., dtype=torch.float64)
     """
 
     steps: int
@@ -124,9 +125,10 @@ class CosineRamp(Schedule):
 class Refit(Schedule):
     """From step ``start`` on the penalty is off and zeros stay zero: the kept weights lose the shrinkage bias.
 
-    The relaxed lasso's second stage inside the one run. The zeros of the weights themselves are the mask, so nothing
-    more is stored. It
-    needs learning rate left to be of use: begin it before the learning rate has decayed.
+    The relaxed lasso's second stage inside the one run. The zeros of the weights themselves are the mask. A step at a
+    closed gate sets zeros free to move; if the gate was closed at the step before ``start``, the refit therefore waits
+    for the next open step (per tensor, in layer scope). It needs learning rate left to be of use: begin it before the
+    learning rate has decayed.
 
     Args:
         start: first step of the refit, >= 0 (optimizer steps).
@@ -140,9 +142,9 @@ class Refit(Schedule):
         N. Meinshausen, *Relaxed Lasso*, Comput. Statist. Data Anal. 52 (2007).
 
     Example:
-        >>> import torch, strongreg
-        >>> strongreg.Refit(start=100).factor(torch.tensor(100))
-        tensor(0.)
+        >>> import strongreg
+        >>> strongreg.Refit(start=100, before=strongreg.LinearRamp(steps=50)).refit_start
+        100
     """
 
     start: int
@@ -153,8 +155,7 @@ class Refit(Schedule):
         check_steps(self, "start", minimum=0)
         if not isinstance(self.before, Schedule):
             raise TypeError(
-                f"Refit(before={self.before!r}): before must be a strongreg schedule such as Constant() or "
-                "LinearRamp(steps=...)"
+                f"Refit(before={self.before!r}): before must be a strongreg schedule such as LinearRamp(100)"
             )
         if self.before.refit_start < math.inf:
             raise ValueError("Refit(before=Refit(...)): a run has one refit; give the earlier start")
@@ -165,12 +166,12 @@ class Refit(Schedule):
         return self.start
 
     def factor(self, step: Tensor) -> Tensor:
-        """See :meth:`Schedule.factor`."""
-        return torch.where(step < self.start, self.before.factor(step), 0.0)
+        """The factor of ``before``: what acts on tensors whose refit has not begun."""
+        return self.before.factor(step)
 
 
 def _progress(step: Tensor, start: int, steps: int) -> Tensor:
-    return ((step - start) / steps).clamp(0, 1)
+    return ((step - start).to(scalar_dtype(step.device)) / steps).clamp(0, 1)
 
 
 def _check_ramp(ramp: LinearRamp | CosineRamp) -> None:

@@ -46,11 +46,13 @@ class Summary:
         layers: one row per penalized parameter.
         num_steps: optimizer steps done.
         num_nonfinite: steps with a non-finite gradient, at which the gate stayed closed.
+        zeros_moved: whether a gate was closed at the last step, outside a refit, so that zeros have moved since.
     """
 
     layers: tuple[SummaryRow, ...]
     num_steps: int
     num_nonfinite: int
+    zeros_moved: bool = False
 
     @property
     def total(self) -> SummaryRow:
@@ -79,6 +81,11 @@ class Summary:
         steps = f"{self.num_steps} steps"
         if self.num_nonfinite:
             steps += f", {self.num_nonfinite} of them with a non-finite gradient (gate closed)"
+        if self.zeros_moved:
+            steps += (
+                "\na gate was closed at the last step, which sets its zeros free to move; to end with them, finish the run "
+                "with schedule=Refit(...)"
+            )
         return "\n".join(line.rstrip() for line in (*lines, steps))
 
 

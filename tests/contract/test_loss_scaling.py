@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract.optimizers import FUSED, SPECS, batch, make_model, make_optimizer, same_bits
 from torch import nn
 
+from contract.optimizers import FUSED, SPECS, batch, make_model, make_optimizer, same_bits
 from strongreg import L1, CoherenceGate, Delay, Refit, Regularizer
 
 _SCALABLE = [name for name in SPECS if not name.startswith("lbfgs")]

@@ -7,10 +7,10 @@ import io
 
 import pytest
 import torch
-from contract.optimizers import every_optimizer, make_model, make_optimizer, same_bits, take_step, train
 from torch import nn
 
 import strongreg
+from contract.optimizers import every_optimizer, make_model, make_optimizer, same_bits, take_step, train
 from strongreg import L1, AlwaysOpen, CoherenceGate, Delay, LinearRamp, Refit, Regularizer
 
 _MODES = pytest.mark.parametrize("mode", ["proximal", "gradient"])

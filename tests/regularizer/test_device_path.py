@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract.optimizers import batch, make_model, make_optimizer, same_bits
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import strongreg
-from strongreg import L1, MCP, AlwaysOpen, CoherenceGate, CosineRamp, Delay, ElasticNet, GroupL2, Refit, Regularizer, SparseGroup
+from contract.optimizers import batch, make_model, make_optimizer, same_bits
+from strongreg import (
+    L1,
+    MCP,
+    AlwaysOpen,
+    CoherenceGate,
+    CosineRamp,
+    Delay,
+    ElasticNet,
+    GroupL2,
+    Refit,
+    Regularizer,
+    SparseGroup,
+)
 
 _PENALTIES = [L1(0.1), strongreg.L2(0.1), ElasticNet(0.1), GroupL2(0.1), SparseGroup(0.1), MCP(0.1)]
 
@@ -17,7 +29,7 @@ _PENALTIES = [L1(0.1), strongreg.L2(0.1), ElasticNet(0.1), GroupL2(0.1), SparseG
 class _NoLooking(TorchDispatchMode):
     """Fails where a tensor's value would be moved to the host, which on an accelerator waits for it."""
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ARG002
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.name()
         assert name not in {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::equal"}, name
         return func(*args, **(kwargs or {}))

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from strongreg.precision import at_least_float32
 from strongreg.validation import check_number
-
-_HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,7 @@ class Penalty(abc.ABC):
         """
         if not isinstance(step, Tensor) and not step >= 0:
             raise ValueError(f"step must be >= 0, got {step}: it is the effective step size of the optimizer")
-        compute = w.float() if w.dtype in _HALF_PRECISION else w
-        return self._prox(compute, step * self.strength).to(w.dtype)
+        return self._prox(at_least_float32(w), step * self.strength).to(w.dtype)
 
     def for_output_dim(self, dim: int) -> Penalty:
         """This penalty for a tensor whose output channels lie along dimension ``dim``.

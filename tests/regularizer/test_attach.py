@@ -1,0 +1,251 @@
+"""Attaching, detaching, and the errors and warnings that say what to change."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from strongreg import L1, L2, AlwaysOpen, CoherenceGate, Delay, ElasticNet, GroupL2, Refit, Regularizer
+
+
+def _net():
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def _sgd(model, **options):
+    return torch.optim.SGD(model.parameters(), **{"lr": 0.1, **options})
+
+
+def _step(model, optimizer):
+    optimizer.zero_grad()
+    model(torch.randn(16, 4)).square().sum().backward()
+    optimizer.step()
+
+
+def test_a_penalized_parameter_that_the_optimizer_does_not_hold_is_an_error():
+    model = _net()
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"does not hold the penalized parameters \['2.weight'\].*exclude"):
+        Regularizer(model, L1(0.1)).attach(optimizer)
+    Regularizer(model, {"2.weight": None, "*.weight": L1(0.1)}).attach(optimizer)
+
+
+def test_frozen_parameters_outside_the_optimizer_are_left_out():
+    model = _net()
+    model[0].weight.requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    reg = Regularizer(model, L1(0.1)).attach(optimizer)
+    assert [t.name for t in reg.targets] == ["2.weight"]
+    reg.detach()
+    with pytest.warns(UserWarning, match=r"frozen.*\['0.weight'\]"):
+        Regularizer(model, {"*.weight": L1(0.1)}).attach(optimizer)
+    with pytest.raises(ValueError, match=r"nothing to regularize"):
+        Regularizer(model, {"0.weight": L1(0.1)}).attach(optimizer)
+
+
+def test_attach_twice_and_competing_regularizers_are_errors():
+    model = _net()
+    optimizer = _sgd(model)
+    reg = Regularizer(model, {"0.weight": L1(0.1)}).attach(optimizer)
+    with pytest.raises(RuntimeError, match=r"call detach\(\) first"):
+        reg.attach(optimizer)
+    with pytest.raises(ValueError, match=r"penalizes \['0.weight'\] already"):
+        Regularizer(model, L1(0.1)).attach(optimizer)
+    with pytest.raises(ValueError, match=r"has the key 'strongreg'"):
+        Regularizer(model, {"2.weight": L2(0.1)}).attach(optimizer)
+    other = Regularizer(model, {"2.weight": L2(0.1)}).attach(optimizer, key="second")
+    _step(model, optimizer)
+    assert {"strongreg", "second"} <= set(optimizer.state_dict())
+    reg.detach()
+    other.detach()
+    Regularizer(model, L1(0.1)).attach(optimizer)
+
+
+def test_a_failed_attach_leaves_nothing_behind():
+    model = _net()
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    reg = Regularizer(model, L1(0.1))
+    with pytest.raises(ValueError, match=r"does not hold"):
+        reg.attach(optimizer)
+    assert "strongreg" not in optimizer.state_dict()
+    reg.attach(_sgd(model))
+
+
+@pytest.mark.parametrize("penalty", [L2(0.1), ElasticNet(0.1)], ids=repr)
+def test_weight_decay_on_top_of_a_ridge_penalty_is_a_warning_that_says_what_to_change(penalty):
+    model = _net()
+    with pytest.warns(UserWarning, match=r"\['0.weight', '2.weight'\].*set weight_decay=0"):
+        Regularizer(model, penalty).attach(torch.optim.AdamW(model.parameters()))
+    Regularizer(model, penalty).attach(_sgd(model))
+    Regularizer(model, L1(0.1)).attach(torch.optim.AdamW(model.parameters()))
+
+
+def test_momentum_of_one_and_missing_lr_are_errors():
+    model = _net()
+    with pytest.raises(ValueError, match=r"momentum must be < 1"):
+        Regularizer(model, L1(0.1)).attach(_sgd(model, momentum=1.0))
+    optimizer = _sgd(model)
+    del optimizer.param_groups[0]["lr"]
+    with pytest.raises(TypeError, match=r"without 'lr'"):
+        Regularizer(model, L1(0.1)).attach(optimizer)
+
+
+def test_wrong_parts_are_named():
+    model = _net()
+    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module"):
+        Regularizer(model.parameters(), L1(0.1))
+    with pytest.raises(TypeError, match=r"gate must be a strongreg.Gate, got 0.7"):
+        Regularizer(model, L1(0.1), gate=0.7)
+    with pytest.raises(TypeError, match=r"schedule must be a strongreg.Schedule"):
+        Regularizer(model, L1(0.1), schedule=10)
+    with pytest.raises(ValueError, match=r"mode='prox'.*'proximal', 'gradient'"):
+        Regularizer(model, L1(0.1), mode="prox")
+    with pytest.raises(ValueError, match=r"strength_scale='std'"):
+        Regularizer(model, L1(0.1), strength_scale="std")
+    with pytest.raises(ValueError, match=r"history_every=-1"):
+        Regularizer(model, L1(0.1), history_every=-1)
+    with pytest.raises(TypeError, match=r"penalty must be a strongreg penalty"):
+        Regularizer(model, 0.1)
+    with pytest.raises(TypeError, match=r"attach needs a torch.optim.Optimizer, got Sequential"):
+        Regularizer(model, L1(0.1)).attach(model)
+
+
+def test_a_wrapper_that_holds_the_optimizer_is_looked_through():
+    class Wrapper:
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+    model = _net()
+    optimizer = _sgd(model)
+    reg = Regularizer(model, L1(0.1)).attach(Wrapper(optimizer))
+    _step(model, optimizer)
+    assert reg.num_steps == 1
+
+
+def test_groups_may_be_added_and_replaced_after_attaching():
+    model, extra = _net(), nn.Linear(3, 3)
+    optimizer = _sgd(model)
+    reg = Regularizer(model, L1(0.1)).attach(optimizer)
+    optimizer.add_param_group({"params": extra.parameters(), "lr": 1.0})
+    _step(model, optimizer)
+    state = copy.deepcopy(optimizer.state_dict())
+    optimizer.load_state_dict(state)  # torch replaces the group dictionaries
+    _step(model, optimizer)
+    assert reg.num_steps == 2
+
+
+def test_a_parameter_that_was_replaced_is_reported_by_name():
+    model = _net()
+    optimizer = _sgd(model)
+    Regularizer(model, L1(0.1)).attach(optimizer)
+    optimizer.param_groups[0]["params"][0] = nn.Parameter(torch.zeros(8, 4))
+    with pytest.raises(RuntimeError, match=r"does not hold the penalized parameters \['0.weight'\]"):
+        optimizer.step()
+
+
+def test_each_parameter_is_shrunk_by_the_step_size_of_its_own_group():
+    model = _net().double()
+    groups = [{"params": model[0].parameters(), "lr": 0.0}, {"params": model[2].parameters(), "lr": 0.5}]
+    optimizer = torch.optim.SGD(groups)
+    Regularizer(model, L1(0.01), gate=AlwaysOpen()).attach(optimizer)
+    first, second = model[0].weight.detach().clone(), model[2].weight.detach().clone()
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert torch.equal(model[0].weight, first)
+    assert torch.allclose(model[2].weight, L1(0.01).prox(second, 0.5), atol=1e-15)
+
+
+def test_inverse_std_strengths_have_weighted_mean_one_and_are_saved():
+    model = _net()
+    with torch.no_grad():
+        model[0].weight.normal_(std=0.1)
+        model[2].weight.normal_(std=1.0)
+    reg = Regularizer(model, L1(0.1), strength_scale="inverse_std").attach(_sgd(model))
+    scales = reg.state_dict()["scales"]
+    stds = [model[i].weight.std().item() for i in (0, 2)]
+    assert scales[0] / scales[1] == pytest.approx(stds[1] / stds[0], rel=1e-5)
+    assert (32 * scales[0] + 16 * scales[1]) / 48 == pytest.approx(1.0)
+    other = Regularizer(_net(), L1(0.1), strength_scale="inverse_std")
+    other.load_state_dict(reg.state_dict())
+    assert other.state_dict()["scales"] == scales
+
+
+def test_inverse_std_keeps_constant_tensors_at_one_with_a_warning():
+    model = _net()
+    nn.init.zeros_(model[2].weight)
+    with pytest.warns(UserWarning, match=r"\['2.weight'\] have no spread"):
+        reg = Regularizer(model, L1(0.1), strength_scale="inverse_std").attach(_sgd(model))
+    assert reg.state_dict()["scales"] == pytest.approx([1.0, 1.0])
+
+
+def test_saved_hyperparameters_replace_those_of_the_object_with_a_warning():
+    model = _net()
+    reg = Regularizer(model, L1(0.1), gate=CoherenceGate(0.5), schedule=Refit(10))
+    other = Regularizer(model, L1(0.2), gate=CoherenceGate(0.7), schedule=Refit(20))
+    with pytest.warns(UserWarning, match=r"gate was .*0.7.*is now .*0.5"):
+        other.load_state_dict(reg.state_dict())
+    assert other.gate == CoherenceGate(0.5)
+    assert other.schedule == Refit(10)
+    assert {t.penalty for t in other.targets} == {L1(0.1)}
+
+
+def test_a_state_for_something_else_is_refused_and_changes_nothing():
+    model = _net()
+    reg = Regularizer(model, L1(0.1))
+    before = reg.state_dict()
+    for other, message in [
+        (Regularizer(model, L1(0.1), gate=Delay(3)), "for Delay, but .* CoherenceGate"),
+        (Regularizer(model, L2(0.1)), "for L2, but .* L1"),
+        (Regularizer(model, {"0.weight": L1(0.1)}), r"other parameters \(\['2.weight'\]\)"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            reg.load_state_dict(other.state_dict())
+    with pytest.raises(ValueError, match=r"version 99"):
+        reg.load_state_dict({**before, "version": 99})
+    assert str(reg.state_dict()) == str(before)
+
+
+def test_pickle_and_deepcopy_of_the_regularizer_drop_the_attachment_only():
+    model = _net()
+    optimizer = _sgd(model)
+    reg = Regularizer(model, L1(0.1)).attach(optimizer)
+    _step(model, optimizer)
+    for clone in (copy.deepcopy(reg), pickle.loads(pickle.dumps(reg))):
+        assert clone.num_steps == 1
+        clone.detach()
+    model_copy, reg_copy = copy.deepcopy((model, reg))
+    reg_copy.attach(_sgd(model_copy))
+    assert reg_copy.targets[0].param is model_copy[0].weight
+
+
+def test_nothing_keeps_a_dropped_optimizer_alive():
+    model = _net()
+    optimizer = _sgd(model)
+    Regularizer(model, L1(0.1)).attach(optimizer)
+    alive = weakref.ref(optimizer)
+    del optimizer
+    gc.collect()
+    assert alive() is None
+
+
+def test_the_regularizer_works_when_the_user_does_not_keep_it():
+    model = _net()
+    optimizer = _sgd(model)
+    Regularizer(model, L1(0.5), gate=AlwaysOpen()).attach(optimizer)
+    gc.collect()
+    for _ in range(30):
+        _step(model, optimizer)
+    assert int((model[0].weight == 0).sum()) > 0
+
+
+def test_group_penalty_takes_the_output_channels_of_transposed_convolutions():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 6, 3))
+    reg = Regularizer(model, GroupL2(0.1))
+    assert [t.penalty.dim for t in reg.targets] == [0, 1]

@@ -1,0 +1,135 @@
+"""Hazardous parameters: dtypes, memory layouts, empty, 0-d, tied."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from strongreg import L1, L2, MCP, AlwaysOpen, CoherenceGate, ElasticNet, GroupL2, Refit, Regularizer, SparseGroup
+
+_PENALTIES = [L1(0.3), L2(0.3), ElasticNet(0.3), GroupL2(0.3), SparseGroup(0.3), MCP(0.3)]
+_every_penalty = pytest.mark.parametrize("penalty", _PENALTIES, ids=repr)
+
+
+def _train(params, penalty, steps=5, **options):
+    model = nn.ParameterDict({f"p{i}": p for i, p in enumerate(params)})
+    optimizer = torch.optim.SGD(list(params), lr=0.1, momentum=0.5)
+    options = {"gate": AlwaysOpen(), "schedule": Refit(3), **options}
+    reg = Regularizer(model, {"*": penalty}, **options).attach(optimizer)
+    for _ in range(steps):
+        for p in params:
+            p.grad = 0.1 * p.detach().clone()
+        optimizer.step()
+    return reg
+
+
+@_every_penalty
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mode", ["proximal", "gradient"])
+def test_dtypes_follow_float32(penalty, dtype, mode):
+    start = torch.randn(6, 5)
+    reference = nn.Parameter(start.clone())
+    weight = nn.Parameter(start.to(dtype))
+    _train([reference], penalty, mode=mode)
+    reg = _train([weight], penalty, mode=mode)
+    assert weight.dtype == dtype
+    tolerance = {torch.float64: 1e-6, torch.float16: 1e-2, torch.bfloat16: 6e-2}[dtype]
+    assert torch.allclose(weight.detach().float(), reference.detach(), atol=tolerance)
+    assert torch.isfinite(torch.tensor(reg.history["coherence"])).all()
+
+
+@_every_penalty
+def test_memory_layout_does_not_matter(penalty):
+    start = torch.randn(4, 3, 2, 2, dtype=torch.float64)
+    plain = nn.Parameter(start.clone())
+    channels_last = nn.Parameter(start.clone(memory_format=torch.channels_last))
+    strided = nn.Parameter(torch.zeros(8, 3, 2, 2, dtype=torch.float64)[::2].copy_(start))
+    transposed = nn.Parameter(start.transpose(0, 3).contiguous().transpose(0, 3))
+    for p in (channels_last, strided, transposed):
+        assert not p.is_contiguous()
+    regs = [_train([p], penalty) for p in (plain, channels_last, strided, transposed)]
+    for p, reg in zip((channels_last, strided, transposed), regs[1:], strict=True):
+        assert torch.allclose(p.detach(), plain.detach(), atol=1e-14)
+        assert reg.history["coherence"] == pytest.approx(regs[0].history["coherence"], abs=1e-6)
+
+
+def test_gradient_and_weight_of_different_layouts_are_paired_element_by_element():
+    weight = nn.Parameter(torch.randn(4, 3, 2, 2).contiguous(memory_format=torch.channels_last))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    reg = Regularizer(nn.ParameterDict({"w": weight}), L2(1.0), gate=AlwaysOpen()).attach(optimizer)
+    with torch.no_grad():
+        weight.grad = -weight.detach().contiguous()
+    weight.grad[0] = 0.0
+    expected = (weight.grad.contiguous() * (weight.grad + weight.detach())).sum()
+    expected = expected / weight.grad.norm() / (weight.grad + weight.detach()).norm()
+    optimizer.step()
+    assert reg.history["coherence"][0] == pytest.approx(expected.item(), abs=1e-6)
+
+
+@_every_penalty
+def test_empty_and_zero_dimensional_parameters(penalty):
+    empty, scalar, matrix = (
+        nn.Parameter(torch.empty(0, 3)),
+        nn.Parameter(torch.tensor(0.05)),
+        nn.Parameter(torch.randn(2, 2)),
+    )
+    reg = _train([empty, scalar, matrix], penalty)
+    assert reg.summary().total.num_weights == 5
+    assert reg.summary().layers[0].compression == 1.0
+    assert "-" in str(reg.summary())
+    if penalty.has_exact_zeros:
+        assert scalar.item() == 0.0
+
+
+@_every_penalty
+def test_only_empty_parameters(penalty):
+    reg = _train([nn.Parameter(torch.empty(0, 3))], penalty, gate=CoherenceGate(0.7))
+    assert reg.summary().total.num_weights == 0
+    assert reg.history["coherence"].tolist() == [1.0] * 5
+
+
+def test_tied_parameters_are_shrunk_and_counted_once():
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)).double()
+    model[1].weight = model[0].weight
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    reg = Regularizer(model, L1(0.01), gate=AlwaysOpen()).attach(optimizer)
+    before = model[0].weight.detach().clone()
+    model[0].weight.grad = torch.zeros(3, 3, dtype=torch.float64)
+    optimizer.step()
+    assert torch.allclose(model[1].weight.detach(), L1(0.01).prox(before, 0.5), atol=1e-15)
+    assert reg.summary().total.num_weights == 9
+
+
+def test_sparse_gradients_are_refused_by_name():
+    embedding = nn.Embedding(5, 3, sparse=True)
+    optimizer = torch.optim.SGD(embedding.parameters(), lr=0.1)
+    Regularizer(embedding, {"weight": L1(0.1)}).attach(optimizer)
+    embedding(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(TypeError, match=r"'weight' has a gradient of layout torch.sparse_coo"):
+        optimizer.step()
+
+
+def test_a_step_that_failed_leaves_the_next_one_whole():
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    reg = Regularizer(nn.ParameterDict({"w": weight}), L1(0.1), gate=AlwaysOpen()).attach(optimizer)
+
+    def broken():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step(broken)
+    weight.grad = torch.zeros(2, 2)
+    optimizer.step()
+    assert reg.num_steps == 1
+    assert weight.detach().flatten().tolist() == pytest.approx([0.99] * 4)
+
+
+def test_steps_without_any_gradient_count_and_change_nothing():
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    reg = Regularizer(nn.ParameterDict({"w": weight}), L1(0.1), gate=AlwaysOpen()).attach(optimizer)
+    optimizer.step()
+    assert torch.equal(weight.detach(), torch.ones(2, 2))
+    assert reg.summary().total.open_fraction == 0.0
