@@ -129,14 +129,14 @@ def test_sizes_far_apart():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_summed_in_float32(dtype):
+def test_half_precision_is_summed_in_double_precision(dtype):
     """1000 squares of 100 are beyond float16 and lose digits in bfloat16."""
     gradient = torch.full((1000,), 100.0, dtype=dtype)
     products = inner_products(gradient, -2 * gradient)
-    assert [product.dtype for product in products] == [torch.float32] * 3
-    assert [product.item() for product in products] == [1e7, -2e7, 4e7]
-    assert squared_norm(gradient) == 1e7
-    assert squared_norm(gradient).dtype == torch.float32
+    assert [product.dtype for product in products] == [torch.float64] * 3
+    assert [product.item() for product in products] == pytest.approx([1e7, -2e7, 4e7], rel=1e-6)
+    assert squared_norm(gradient).item() == pytest.approx(1e7, rel=1e-12)
+    assert squared_norm(gradient).dtype == torch.float64
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (7,), (3, 4), (2, 3, 4, 5)])

@@ -138,16 +138,16 @@ def test_groups_are_output_channels_also_of_transposed_convolutions(layer, dim, 
     assert explicit.penalty == make(0.1, dim=-1)
 
 
-def test_the_groups_of_a_transposed_convolution_are_its_output_channels_also_with_groups():
-    """One output channel is the smallest set of weights whose removal silences it and no other channel."""
+@pytest.mark.parametrize("make", [GroupL2, SparseGroup])
+def test_output_channels_of_a_transposed_convolution_with_groups_are_an_error(make):
+    """A slice along dimension 1 holds the weights of several output channels, so it is not one of them."""
     layer = nn.ConvTranspose2d(4, 6, 1, groups=2, bias=False)
-    (target,) = select_targets(layer, GroupL2(1.0))
-    weights = torch.ones_like(layer.weight)
-    weights[:2, 0] = 1e-3  # output channel 0: the first group's inputs, its first output
-    with torch.no_grad():
-        layer.weight.copy_(target.penalty.prox(weights, 0.1))
-    outputs = layer(torch.ones(1, 4, 1, 1)).flatten()
-    assert (outputs == 0).tolist() == [True, False, False, False, False, False]
+    message = _error(ValueError, layer, make(0.1))
+    assert "does not fit parameter 'weight'" in message
+    assert "dim=(0, 1)" in message
+    (kernels,) = select_targets(layer, make(0.1, dim=(0, 1)))
+    assert kernels.penalty.dim == (0, 1)
+    assert select_targets(layer, L1(0.1))[0].penalty == L1(0.1)
 
 
 def test_a_penalty_that_does_not_fit_a_shape_is_an_error():

@@ -14,36 +14,44 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from strongreg.precision import at_least_float32
+from strongreg.precision import at_least_float32, scalar_dtype
+
+_SMALLEST_NORM = 1e-30  # its reciprocal is still a float32
 
 
 def inner_products(gradient: Tensor, penalty_gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     r"""The inner products :math:`A`, :math:`B`, :math:`C` of a loss gradient and a penalty gradient.
 
-    Half-precision tensors are summed in float32.
+    Gradients of a dying network have norms whose squares leave the range of float32: the squares are summed in float64,
+    and the cross product is taken with the penalty gradient at unit length.
 
     Args:
         gradient: :math:`g`, any shape and memory layout.
         penalty_gradient: :math:`\lambda r`, same shape.
 
     Returns:
-        Three 0-d tensors on the gradient's device.
+        Three 0-d tensors on the gradient's device, float64 where the device has it.
     """
+    penalty_sq = squared_norm(penalty_gradient)
+    to_unit = penalty_sq.sqrt().clamp(min=_SMALLEST_NORM).reciprocal()
     g, r = _flat(gradient), _flat(penalty_gradient)
-    return torch.dot(g, g), torch.dot(g, r), torch.dot(r, r)
+    cross = torch.dot(g, r * to_unit.to(r.dtype)).to(penalty_sq.dtype) / to_unit
+    return squared_norm(gradient), cross, penalty_sq
 
 
 def squared_norm(tensor: Tensor) -> Tensor:
-    """The squared 2-norm, summed in float32 at least.
+    """The squared 2-norm.
 
     Args:
         tensor: any shape and memory layout.
 
     Returns:
-        0-d tensor.
+        0-d tensor, float64 where the device has it.
     """
-    flat = _flat(tensor)
-    return torch.dot(flat, flat)
+    norm: Tensor = torch.linalg.vector_norm(
+        tensor, dtype=torch.promote_types(tensor.dtype, scalar_dtype(tensor.device))
+    )
+    return norm.square()
 
 
 def coherence(gradient_sq: Tensor, cross: Tensor, penalty_sq: Tensor) -> Tensor:

@@ -111,7 +111,9 @@ def decide(
     overall = coherence(measured.gradient_sq.sum(), cross.sum(), penalty_sq.sum())
     nonfinite = ~torch.isfinite(measured.gradient_sq.sum())
     opened = gate.is_open(by_layer if gate.decision_scope == "layer" else overall, step).expand_as(by_layer)
-    opened = opened & allowed & ~nonfinite & ~skipped
+    # where weights, and with them the penalty's gradient, are not finite there is no coherence to decide by
+    measurable = ~(by_layer if gate.decision_scope == "layer" else overall).isnan()
+    opened = opened & measurable & allowed & ~nonfinite & ~skipped
     return Decision(torch.where(opened, multipliers, 0.0), opened, nonfinite, skipped, None), by_layer, overall
 
 

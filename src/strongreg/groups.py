@@ -55,7 +55,9 @@ class _Candidate:
     names: list[str]
     param: nn.Parameter
     by_default: bool
-    output_dim: int
+    output_dim: int = 0
+    output_is_split: bool = False
+    """Whether the output channels do not lie along one dimension (transposed convolutions with groups)."""
 
 
 def select_targets(model: nn.Module, penalty: PenaltySpec) -> list[Target]:
@@ -106,11 +108,12 @@ def _candidates(model: nn.Module) -> list[_Candidate]:
             lazy = isinstance(param, nn.parameter.UninitializedParameter)
             if param not in found:
                 by_default = param.requires_grad and (lazy or param.dim() >= 2)
-                found[param] = _Candidate([], param, by_default, output_dim=0)
+                found[param] = _Candidate([], param, by_default)
             candidate = found[param]
             candidate.names.append(name)
             candidate.by_default = candidate.by_default and not isinstance(module, _NOT_PENALIZED)
-            candidate.output_dim = 1 if isinstance(module, _TRANSPOSED) else candidate.output_dim
+            if isinstance(module, _TRANSPOSED):
+                candidate.output_dim, candidate.output_is_split = 1, module.groups > 1
     return list(found.values())
 
 
@@ -179,6 +182,12 @@ def _bind(candidate: _Candidate, penalty: Penalty, *, by_pattern: bool) -> Targe
             f"it with {{{name!r}: None}}"
         )
     bound = penalty.for_output_dim(candidate.output_dim)
+    if candidate.output_is_split and bound is not penalty:
+        raise ValueError(
+            f"{penalty!r} does not fit parameter {name!r}: the output channels of a transposed convolution with groups "
+            "do not lie along one dimension; give it another penalty in the mapping, such as one with dim=(0, 1), or "
+            f"exclude it with {{{name!r}: None}}"
+        )
     try:
         bound.check_shape(param.shape)
     except ValueError as error:

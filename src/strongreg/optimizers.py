@@ -21,8 +21,8 @@ def effective_step_size(optimizer: Optimizer, group: Group) -> float | Tensor:
 
     For SGD with momentum :math:`\mu` and dampening :math:`d`, a constant gradient moves the weights by
     :math:`lr\,(1-d)/(1-\mu)` per step in the long run, with Nesterov's variant too; with this :math:`s` the stationary
-    points are those of :math:`L + \lambda\Omega` (docs/theory.md, equation 5). RMSprop with momentum sums its steps in the
-    same way, so :math:`s = lr/(1-\mu)`. For all others :math:`s = lr`: decoupled, as the weight decay of AdamW.
+    points are those of :math:`L + \lambda\Omega` (docs/theory.md, equation 5). RMSprop with momentum sums its steps in
+    the same way, so :math:`s = lr/(1-\mu)`. For all others :math:`s = lr`: decoupled, as the weight decay of AdamW.
 
     Args:
         optimizer: the optimizer.
@@ -51,8 +51,8 @@ def effective_step_size(optimizer: Optimizer, group: Group) -> float | Tensor:
         return lr
     if not group["momentum"] < 1:
         raise ValueError(
-            f"{type(optimizer).__name__}(momentum={group['momentum']}): momentum must be < 1 for the proximal step to have "
-            "a size"
+            f"{type(optimizer).__name__}(momentum={group['momentum']}): momentum must be < 1 for the proximal step to "
+            "have a size"
         )
     return lr * float((1 - group.get("dampening", 0)) / (1 - group["momentum"]))
 

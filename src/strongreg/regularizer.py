@@ -29,6 +29,7 @@ from strongreg.optimizers import (
     warn_of_weight_decay,
 )
 from strongreg.precision import scalar_dtype
+from strongreg.refit import ZeroMasks
 from strongreg.schedules import Constant, Schedule
 from strongreg.summary import Summary, SummaryRow
 
@@ -130,8 +131,8 @@ class Regularizer:
         self._index = GroupIndex(targets)
         self._scales = [1.0] * len(targets)
         self._open_counts = torch.zeros(len(targets), dtype=torch.int64)
-        self._last_open = torch.ones(len(targets), dtype=torch.bool)
-        self._refitting = torch.zeros(len(targets), dtype=torch.bool)
+        self._last_open = torch.zeros(len(targets), dtype=torch.bool)
+        self._zero_masks = ZeroMasks(len(targets))
         self._constants: dict[tuple[Any, ...], Tensor] = {}
 
     # ------------------------------------------------------------------ life cycle
@@ -231,7 +232,8 @@ class Regularizer:
             SummaryRow(t.name, tuple(t.param.shape), t.param.numel(), int((t.param == 0).sum()), share)
             for t, share in zip(self.targets, shares, strict=True)
         )
-        zeros_moved = self.mode == "proximal" and steps > 0 and not bool((self._last_open | self._refitting).all())
+        acting = self.mode == "proximal" and 0 < steps <= self.schedule.refit_start
+        zeros_moved = acting and not bool(self._last_open.all())
         return Summary(rows, steps, self.num_nonfinite, zeros_moved)
 
     def _weighted_value(self, multipliers: Sequence[float | Tensor]) -> Tensor:
@@ -258,7 +260,7 @@ class Regularizer:
             "num_nonfinite": self.num_nonfinite,
             "open_counts": self._open_counts.tolist(),
             "last_open": self._last_open.tolist(),
-            "refitting": self._refitting.tolist(),
+            "zero_masks": self._zero_masks.state_dict(self.targets),
             "history": self.history.state_dict(),
         }
 
@@ -293,6 +295,8 @@ class Regularizer:
         targets = [dataclasses.replace(t, penalty=restore(t.penalty, saved[t.name])) for t in self.targets]
         history = History(names, state["history_every"])
         history.load_state_dict(state["history"])
+        zero_masks = ZeroMasks(len(targets))
+        zero_masks.load_state_dict(targets, state["zero_masks"])
 
         before = self._hyperparameters()
         self.mode, self.strength_scale, self.gate, self.schedule = mode, strength_scale, gate, schedule
@@ -302,7 +306,7 @@ class Regularizer:
         self._num_nonfinite = torch.tensor(state["num_nonfinite"])
         self._open_counts = torch.tensor(state["open_counts"], dtype=torch.int64)
         self._last_open = torch.tensor(state["last_open"], dtype=torch.bool)
-        self._refitting = torch.tensor(state["refitting"], dtype=torch.bool)
+        self._zero_masks = zero_masks
         self._num_calls = state["step"]
         changed = [f"{k} was {v}, is now {state[k]}" for k, v in before.items() if v != state[k]]
         if changed:
@@ -346,7 +350,7 @@ class Regularizer:
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self._decision = None
-        self._frozen = self._zeros_to_keep()
+        self._frozen = []
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # torch passes the optimizer itself first
         if closure is None:
             self._on_gradients(optimizer)
@@ -369,6 +373,7 @@ class Regularizer:
         """
         if self._decision is None:
             self._decision = self._decide(optimizer)
+            self._note_zeros(self._decision)
         if self.mode == "proximal":
             return None
         scale = loss_scale(optimizer)
@@ -404,9 +409,9 @@ class Regularizer:
         signs = [gradient_sign(group) for group in self._index.groups(optimizer)]
         measured = measure(self.targets, signs, loss_scale(optimizer), device, weights=record_this)
         scales = self._constant(self._scales, scalar_dtype(device), device)
-        multipliers = self.schedule.factor(self._step) * torch.where(self._refitting, 0.0, scales)
+        multipliers = self.schedule.factor(self._step) * scales
         has_gradient = self._constant([t.param.grad is not None for t in self.targets], torch.bool, device)
-        allowed = has_gradient & ~self._refitting
+        allowed = has_gradient & (self._step < self.schedule.refit_start)
         skipped = step_is_skipped(optimizer, device)
         decision, by_layer, overall = decide(measured, multipliers, self.gate, self._step, allowed, skipped)
         if not record_this:
@@ -415,29 +420,37 @@ class Regularizer:
         record = history_record(measured, multipliers, decision.opened, by_layer, overall, num_weights)
         return dataclasses.replace(decision, record=record)
 
-    def _zeros_to_keep(self) -> list[Tensor]:
-        """Where the weights are 0 before the step, once their refit has begun: the zeros themselves are the mask."""
-        if self._num_calls < self.schedule.refit_start:
-            return []
-        self._move_to(self.targets[0].param.device)
-        # a step at a closed gate has moved the zeros: wait for an open one, which makes them again
-        self._refitting |= (self._step >= self.schedule.refit_start) & self._last_open
-        frozen = self._per_target(self._refitting)
-        return [(t.param.detach() == 0) & flag for t, flag in zip(self.targets, frozen, strict=True)]
+    def _note_zeros(self, decision: Decision) -> None:
+        """Before the weights move: remember the zeros for a refit to come, or freeze them in one."""
+        start = self.schedule.refit_start
+        if start == math.inf:
+            return
+        # on an accelerator the host knows only the number of calls, of which a GradScaler may have skipped some
+        has_begun = (self.num_steps if self._reading_is_free else self._num_calls) >= start
+        if has_begun:
+            in_refit = self._per_target((self._step >= start).expand(len(self.targets)))
+            masks = self._zero_masks.frozen(self.targets)
+            self._frozen = [mask & flag for mask, flag in zip(masks, in_refit, strict=True)]
+        if not has_begun or not self._reading_is_free:
+            # a step that a GradScaler skips on the device moves no zeros: count it as another open one
+            opened = torch.where(decision.skipped | (self._step >= start), self._last_open, decision.opened)
+            self._zero_masks.before_step(self.targets, self._per_target(self._last_open), self._per_target(opened))
 
-    def _per_target(self, multipliers: Tensor) -> Sequence[float | Tensor]:
-        """The multipliers as numbers on the CPU, where reading them is free, and as tensors elsewhere."""
+    def _per_target(self, values: Tensor) -> Sequence[Any]:
+        """The values as numbers on the CPU, where reading them is free, and as tensors elsewhere."""
         if self._reading_is_free:
-            numbers: list[float] = multipliers.tolist()
+            numbers: list[Any] = values.tolist()
             return numbers
-        return [m.to(t.param.device) for t, m in zip(self.targets, multipliers.unbind(), strict=True)]
+        return [value.to(t.param.device) for t, value in zip(self.targets, values.unbind(), strict=True)]
 
     def _count(self, decision: Decision) -> None:
         taken = ~decision.skipped
         if decision.record is not None:
             self.history.append(decision.record, torch.where(taken, self._step, -1))
         self._open_counts += decision.opened
-        self._last_open = torch.where(taken, decision.opened, self._last_open)
+        self._last_open = torch.where(
+            taken & (self._step < self.schedule.refit_start), decision.opened, self._last_open
+        )
         self._num_nonfinite += decision.nonfinite & taken
         self._step += taken
         self._num_calls += 1
@@ -467,7 +480,6 @@ class Regularizer:
         if self._step.device != device:
             self._step, self._num_nonfinite = self._step.to(device), self._num_nonfinite.to(device)
             self._open_counts, self._last_open = self._open_counts.to(device), self._last_open.to(device)
-            self._refitting = self._refitting.to(device)
 
 
 def _shrink(target: Target, multiplier: float | Tensor, step_size: float | Tensor) -> None:

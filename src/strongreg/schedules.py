@@ -125,10 +125,10 @@ class CosineRamp(Schedule):
 class Refit(Schedule):
     """From step ``start`` on the penalty is off and zeros stay zero: the kept weights lose the shrinkage bias.
 
-    The relaxed lasso's second stage inside the one run. The zeros of the weights themselves are the mask. A step at a
-    closed gate sets zeros free to move; if the gate was closed at the step before ``start``, the refit therefore waits
-    for the next open step (per tensor, in layer scope). It needs learning rate left to be of use: begin it before the
-    learning rate has decayed.
+    The relaxed lasso's second stage inside the one run. What stays at zero is what the penalty had at zero when it last
+    acted: a step at a closed gate sets zeros free to move, and if the gate is closed just before ``start``, they are
+    put back. Before the first step (``start=0``) it is the zeros that the network has already. The refit needs learning
+    rate left to be of use: begin it before the learning rate has decayed.
 
     Args:
         start: first step of the refit, >= 0 (optimizer steps).
@@ -142,9 +142,9 @@ class Refit(Schedule):
         N. Meinshausen, *Relaxed Lasso*, Comput. Statist. Data Anal. 52 (2007).
 
     Example:
-        >>> import strongreg
-        >>> strongreg.Refit(start=100, before=strongreg.LinearRamp(steps=50)).refit_start
-        100
+        >>> import torch, strongreg
+        >>> strongreg.Refit(start=100).factor(torch.tensor(100))
+        tensor(0., dtype=torch.float64)
     """
 
     start: int
@@ -155,7 +155,8 @@ class Refit(Schedule):
         check_steps(self, "start", minimum=0)
         if not isinstance(self.before, Schedule):
             raise TypeError(
-                f"Refit(before={self.before!r}): before must be a strongreg schedule such as LinearRamp(100)"
+                f"Refit(before={self.before!r}): before must be a strongreg schedule such as Constant() or "
+                "LinearRamp(steps=...)"
             )
         if self.before.refit_start < math.inf:
             raise ValueError("Refit(before=Refit(...)): a run has one refit; give the earlier start")
@@ -166,8 +167,8 @@ class Refit(Schedule):
         return self.start
 
     def factor(self, step: Tensor) -> Tensor:
-        """The factor of ``before``: what acts on tensors whose refit has not begun."""
-        return self.before.factor(step)
+        """See :meth:`Schedule.factor`."""
+        return torch.where(step < self.start, self.before.factor(step), 0.0)
 
 
 def _progress(step: Tensor, start: int, steps: int) -> Tensor:

@@ -83,8 +83,8 @@ class Summary:
             steps += f", {self.num_nonfinite} of them with a non-finite gradient (gate closed)"
         if self.zeros_moved:
             steps += (
-                "\na gate was closed at the last step, which sets its zeros free to move; to end with them, finish the run "
-                "with schedule=Refit(...)"
+                "\na gate was closed at the last step, which sets its zeros free to move; to end with them, finish the "
+                "run with schedule=Refit(...)"
             )
         return "\n".join(line.rstrip() for line in (*lines, steps))
 

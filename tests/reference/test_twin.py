@@ -17,7 +17,7 @@ def _sign(x):
     return 0.0 if x == 0 else math.copysign(1.0, x)
 
 
-def _twin_step(weights, grads, velocity, t, *, penalty, gate, mode, momentum, dampening, nesterov):
+def _twin_step(weights, grads, velocity, zeros, was_open, t, *, penalty, gate, mode, momentum, dampening, nesterov):
     """One step on nested Python lists, one weight at a time; returns the decisions per tensor."""
     refit = t >= _REFIT
     strength = 0.0 if refit else _STRENGTH * min(t / _RAMP, 1.0)
@@ -41,8 +41,13 @@ def _twin_step(weights, grads, velocity, t, *, penalty, gate, mode, momentum, da
         opened = [c >= 0.7 for c in coherences]
     opened = [o and not refit for o in opened]
     step_size = _LR * ((1 - dampening) / (1 - momentum) if momentum else 1.0)
-    for w, g, v, o in zip(weights, grads, velocity, opened, strict=True):
-        zero_before = [x == 0.0 for x in w]
+    for k, (w, g, v, o) in enumerate(zip(weights, grads, velocity, opened, strict=True)):
+        if refit:
+            zero_before = [x == 0.0 or kept for x, kept in zip(w, zeros[k], strict=True)]
+        elif o:
+            zeros[k] = [False] * len(w)
+        elif was_open[k]:
+            zeros[k] = [x == 0.0 for x in w]
         for i in range(len(w)):
             gi = g[i] + (strength * subgradient(w[i]) if o and mode == "gradient" else 0.0)
             v[i] = gi if v[i] is None else momentum * v[i] + (1 - dampening) * gi
@@ -52,6 +57,8 @@ def _twin_step(weights, grads, velocity, t, *, penalty, gate, mode, momentum, da
                 w[i] = shrink(w[i], step_size * strength)
             if refit and zero_before[i]:
                 w[i] = 0.0
+    if not refit:
+        was_open[:] = opened
     return opened, overall
 
 
@@ -82,13 +89,14 @@ def test_a_hundred_steps_equal_the_twin(penalty, mode, gate, momentum, dampening
     weights = [p.detach().flatten().tolist() for p in params]
     velocity = [[None] * len(w) for w in weights]
     optimum = [torch.randn_like(p) for p in params]
+    zeros, was_open = [[False] * len(w) for w in weights], [False] * len(weights)
     num_open = 0
     for t in range(100):
         for p, target in zip(params, optimum, strict=True):
             p.grad = 0.3 * (p.detach() - target) + 0.05 * torch.randn_like(p)
         grads = [p.grad.flatten().tolist() for p in params]
         opened, overall = _twin_step(
-            weights, grads, velocity, t,
+            weights, grads, velocity, zeros, was_open, t,
             penalty=penalty, gate=gate, mode=mode, momentum=momentum, dampening=dampening, nesterov=nesterov,
         )  # fmt: skip
         optimizer.step()

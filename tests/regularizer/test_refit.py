@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
-from strongreg import L1, AlwaysOpen, Gate, LinearRamp, Refit, Regularizer
+from strongreg import L1, AlwaysOpen, Delay, Gate, LinearRamp, Refit, Regularizer
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,11 @@ def _train(gate, start, steps):
 def test_zeros_survive_a_gate_that_is_closed_when_the_refit_should_begin():
     _, always, _ = _train(AlwaysOpen(), start=30, steps=50)
     _, zeros, reg = _train(_ClosedAt((28, 29, 30, 31)), start=30, steps=50)
-    # the closed steps set the zeros free; the refit waits for the first open step, which makes them again
-    assert zeros[28] == zeros[31] == 0
-    assert zeros[32] > 0
-    assert zeros[32:] == [zeros[32]] * 18
+    # the closed steps set the zeros free; the refit puts back those of step 27, the last at which the penalty acted
+    assert zeros[28] == zeros[29] == 0
+    assert zeros[30:] == [zeros[27]] * 20
     assert zeros[-1] > 0.5 * always[-1]
-    assert reg.history["open"].tolist() == [1.0] * 28 + [0.0] * 4 + [1.0] + [0.0] * 17
+    assert reg.history["open"].tolist() == [1.0] * 28 + [0.0] * 22
 
 
 def test_the_refit_begins_exactly_at_its_start_when_the_gate_was_open():
@@ -63,7 +63,7 @@ def test_a_refit_from_the_first_step_trains_a_network_that_is_sparse_already():
     assert weight.detach().tolist() == [[pytest.approx(0.9), 0.0], [0.0, pytest.approx(1.9)]]
 
 
-def test_each_tensor_waits_for_its_own_gate_in_layer_scope():
+def test_each_tensor_keeps_the_zeros_of_its_own_last_open_step_in_layer_scope():
     @dataclass(frozen=True)
     class SecondLate(Gate):
         @property
@@ -77,11 +77,65 @@ def test_each_tensor_waits_for_its_own_gate_in_layer_scope():
     params = {"a": nn.Parameter(torch.randn(5, 5)), "b": nn.Parameter(torch.randn(5, 5))}
     optimizer = torch.optim.SGD(params.values(), lr=0.1)
     reg = Regularizer(nn.ParameterDict(params), L1(1.0), gate=SecondLate(), schedule=Refit(5)).attach(optimizer)
+    zeros = []
     for _ in range(8):
         for p in params.values():
             p.grad = torch.randn(5, 5)
         optimizer.step()
-    assert reg.history.per_layer("open").T.tolist() == [[1] * 5 + [0] * 3, [1] * 4 + [0, 1, 0, 0]]
+        zeros.append([p.detach() == 0 for p in params.values()])
+    assert reg.history.per_layer("open").T.tolist() == [[1] * 5 + [0] * 3, [1] * 4 + [0] * 4]
+    assert not zeros[4][1].any()
+    for after in zeros[5:]:
+        assert torch.equal(after[0], zeros[4][0])
+        assert torch.equal(after[1], zeros[3][1])
+
+
+def test_a_gate_that_never_opened_leaves_nothing_to_freeze():
+    """Weights that are 0 from the start, such as a zero-initialized last layer, are not taken for the penalty's."""
+    weight = nn.Parameter(torch.zeros(3, 3))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    Regularizer(nn.ParameterDict({"w": weight}), L1(0.1), gate=Delay(100), schedule=Refit(4)).attach(optimizer)
+    for _ in range(8):
+        weight.grad = torch.randn(3, 3)
+        optimizer.step()
+    assert (weight != 0).all()
+
+
+@pytest.mark.parametrize("saved_after", range(27, 34))
+def test_a_resumed_run_freezes_the_same_zeros(saved_after):
+    closed, steps = (28, 29, 30, 31), 50
+
+    def resumed(weight, target, checkpoint):
+        optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+        gate = _ClosedAt(closed)
+        reg = Regularizer(nn.ParameterDict({"w": weight}), L1(0.2), gate=gate, schedule=Refit(30)).attach(optimizer)
+        noise = torch.Generator().manual_seed(1)
+        for t in range(steps):
+            weight.grad = weight.detach() - target + 0.2 * torch.randn(20, 20, generator=noise)
+            if checkpoint is None or t >= checkpoint[0]:
+                optimizer.step()
+            if checkpoint is not None and t + 1 == checkpoint[0]:
+                with torch.no_grad():
+                    weight.copy_(checkpoint[1])
+                optimizer.load_state_dict(checkpoint[2])
+            if checkpoint is None and t + 1 == saved_after:
+                saved = (t + 1, weight.detach().clone(), copy.deepcopy(optimizer.state_dict()))
+        return weight.detach(), saved if checkpoint is None else None, reg
+
+    start, target = torch.randn(2, 20, 20).unbind()
+    whole, checkpoint, _ = resumed(nn.Parameter(start.clone()), target, None)
+    parts, _, _ = resumed(nn.Parameter(torch.zeros(20, 20)), target, checkpoint)
+    assert (whole == 0).sum() > 20
+    assert torch.equal(whole, parts)
+
+
+def test_saved_zeros_of_another_shape_are_an_error():
+    _, _, reg = _train(_ClosedAt((9,)), start=20, steps=10)
+    state = reg.state_dict()
+    assert list(state["zero_masks"]) == ["w"]
+    state["zero_masks"]["w"] = torch.ones(3, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"saved zeros of 'w' have shape \(3,\), the parameter \(20, 20\)"):
+        reg.load_state_dict(state)
 
 
 def test_the_schedule_before_the_refit_counts():

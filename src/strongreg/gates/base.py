@@ -31,9 +31,9 @@ class Gate(abc.ABC):
         """Whether the penalty acts at this step.
 
         Args:
-            coherence: cosine of the loss gradient and the regularized gradient, in [-1, 1] or NaN (then it must not
-                open);
-                0-d for scope "global", one entry per penalized tensor for "layer".
+            coherence: cosine of the loss gradient and the regularized gradient, in [-1, 1], 0-d for scope "global", one
+                entry per penalized tensor for "layer"; NaN where it cannot be measured: there the
+                :class:`strongreg.Regularizer` imposes nothing, whatever the answer.
             step: 0-d integer tensor, the number of optimizer steps done before this one.
 
         Returns:

@@ -163,6 +163,18 @@ def distance_to_interval(x: Tensor, radius: float | Tensor) -> Tensor:
     return (x.abs() - radius).clamp(min=0)
 
 
+def sign(w: Tensor) -> Tensor:
+    """The sign of each coordinate, 0 at 0 and NaN at NaN (torch's own is 0 there, which would hide it).
+
+    Args:
+        w: any shape.
+
+    Returns:
+        Tensor of the shape of ``w``.
+    """
+    return torch.where(w.isnan(), w, w.sign())
+
+
 def soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
     """``sign(w) * max(|w| - threshold, 0)``, exactly 0 inside.
 

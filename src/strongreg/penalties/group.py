@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from strongreg.penalties.base import Penalty, distance_to_interval, largest, soft_threshold
+from strongreg.penalties.base import Penalty, distance_to_interval, largest, sign, soft_threshold
+from strongreg.precision import scalar_dtype
 from strongreg.validation import check_number
 
 _NUM_BISECTIONS = 200
@@ -136,7 +137,7 @@ class SparseGroup(Penalty):
     def subgradient(self, w: Tensor) -> Tensor:
         """See :meth:`Penalty.subgradient`."""
         l1, l2 = self._parts(w)
-        return self.strength * (l1 * w.sign() + l2 * _unit_groups(w, self.dim))
+        return self.strength * (l1 * sign(w) + l2 * _unit_groups(w, self.dim))
 
     def critical_strength(self, grad: Tensor) -> Tensor:
         r"""See :meth:`Penalty.critical_strength`.
@@ -180,7 +181,7 @@ def _check_dim(owner: object, dim: int | tuple[int, ...] | None) -> None:
     if dims is None:
         return
     label = f"{type(owner).__name__}(dim={dim!r})"
-    if isinstance(dim, bool) or not isinstance(dims, tuple) or not all(isinstance(d, int) for d in dims):
+    if isinstance(dim, bool) or not isinstance(dims, tuple) or not all(type(d) is int for d in dims):
         raise TypeError(f"{label}: dim must be an int, a tuple of ints or None")
     if len(dims) == 0 or len(set(dims)) < len(dims):
         raise ValueError(f"{label}: dim must name at least one dimension, each once")
@@ -203,16 +204,21 @@ def _reduced_dims(shape: torch.Size, dim: int | tuple[int, ...] | None) -> list[
 
 def _group_norms(w: Tensor, dim: int | tuple[int, ...] | None) -> Tensor:
     reduced = _reduced_dims(w.shape, dim)
-    return torch.linalg.vector_norm(w, dim=reduced, keepdim=True) if reduced else w.abs()
+    if not reduced:
+        return w.abs()
+    # squares of weights below 1e-19 leave the range of float32
+    norms: Tensor = torch.linalg.vector_norm(w, dim=reduced, keepdim=True, dtype=scalar_dtype(w.device))
+    return norms.to(w.dtype)
 
 
 def _group_weight(shape: torch.Size, dim: int | tuple[int, ...] | None, weight_by_size: bool) -> float:
-    return math.sqrt(math.prod(shape[d] for d in _reduced_dims(shape, dim))) if weight_by_size else 1.0
+    # groups without weights have no influence; 1 keeps divisions by the weight finite
+    return math.sqrt(max(math.prod(shape[d] for d in _reduced_dims(shape, dim)), 1)) if weight_by_size else 1.0
 
 
 def _unit_groups(w: Tensor, dim: int | tuple[int, ...] | None) -> Tensor:
     norms = _group_norms(w, dim)
-    return torch.where(norms > 0, w / norms, torch.zeros_like(w))
+    return torch.where(norms == 0, torch.zeros_like(w), w / norms)
 
 
 def _group_soft_threshold(w: Tensor, threshold: float | Tensor, dim: int | tuple[int, ...] | None) -> Tensor:
@@ -227,5 +233,5 @@ def _group_gap(w: Tensor, grad: Tensor, l1: float, l2: float, dim: int | tuple[i
     at_zero = (_group_norms(distance_to_interval(grad, l1), dim) - l2).clamp(min=0)
     # elsewhere the group term is smooth; within the group, a weight at 0 has the interval [-l1, l1]
     smooth = grad + l2 * _unit_groups(w, dim)
-    residual = torch.where(w == 0, distance_to_interval(smooth, l1), (smooth + l1 * w.sign()).abs())
+    residual = torch.where(w == 0, distance_to_interval(smooth, l1), (smooth + l1 * sign(w)).abs())
     return largest(torch.where(_group_norms(w, dim) == 0, at_zero, _group_norms(residual, dim)))

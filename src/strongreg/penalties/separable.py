@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from strongreg.penalties.base import Penalty, distance_to_interval, largest, soft_threshold
+from strongreg.penalties.base import Penalty, distance_to_interval, largest, sign, soft_threshold
 from strongreg.validation import check_number
 
 
@@ -36,7 +36,7 @@ class L1(Penalty):
 
     def subgradient(self, w: Tensor) -> Tensor:
         """See :meth:`Penalty.subgradient`."""
-        return self.strength * w.sign()
+        return self.strength * sign(w)
 
     def critical_strength(self, grad: Tensor) -> Tensor:
         """See :meth:`Penalty.critical_strength`."""
@@ -132,7 +132,7 @@ class ElasticNet(Penalty):
 
     def subgradient(self, w: Tensor) -> Tensor:
         """See :meth:`Penalty.subgradient`."""
-        return self.strength * (self.l1_ratio * w.sign() + (1 - self.l1_ratio) * w)
+        return self.strength * (self.l1_ratio * sign(w) + (1 - self.l1_ratio) * w)
 
     def critical_strength(self, grad: Tensor) -> Tensor:
         """See :meth:`Penalty.critical_strength`: only the L1 part can hold a weight at 0."""
@@ -194,7 +194,7 @@ class MCP(Penalty):
 
     def subgradient(self, w: Tensor) -> Tensor:
         """See :meth:`Penalty.subgradient`."""
-        return self.strength * w.sign() * (1 - w.abs() / self.cutoff).clamp(min=0)
+        return self.strength * sign(w) * (1 - w.abs() / self.cutoff).clamp(min=0)
 
     def critical_strength(self, grad: Tensor) -> Tensor:
         """See :meth:`Penalty.critical_strength`."""
@@ -211,7 +211,7 @@ class MCP(Penalty):
         # beyond threshold = cutoff the scalar problem is concave inside the cutoff: only 0 and w itself can be minima
         dead_zone = torch.where(threshold < self.cutoff, threshold, (threshold * self.cutoff).sqrt())
         size = w.abs()
-        shrunk = w.sign() * (size - threshold) / (1 - threshold / self.cutoff)
+        shrunk = sign(w) * (size - threshold) / (1 - threshold / self.cutoff)
         # written so that NaN falls through to w
         outside = torch.where(size <= self.cutoff, shrunk, w)
         return torch.where(size <= dead_zone, torch.zeros_like(w), outside)
@@ -219,8 +219,9 @@ class MCP(Penalty):
 
 def _l1_gap(w: Tensor, grad: Tensor, strength: float) -> Tensor:
     # distance of -grad to [-strength, strength] where w = 0, to {strength * sign(w)} elsewhere
-    return largest(torch.where(w == 0, distance_to_interval(grad, strength), (grad + strength * w.sign()).abs()))
+    return largest(torch.where(w == 0, distance_to_interval(grad, strength), (grad + strength * sign(w)).abs()))
 
 
 def _critical_for_ridge(grad: Tensor) -> Tensor:
-    return torch.where(largest(grad.abs()) > 0, torch.inf, 0.0).to(grad.dtype)
+    size = largest(grad.abs())
+    return torch.where(size > 0, torch.inf, size)  # NaN stays NaN

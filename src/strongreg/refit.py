@@ -1,0 +1,95 @@
+"""Which weights a refit holds at zero: those that the penalty had at zero when it last acted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from strongreg.groups import Target
+
+
+class ZeroMasks:
+    """Remembers the zeros that a step at a closed gate is about to set free.
+
+    While the gate is open the zeros of the weights themselves are the mask, and nothing is stored on the CPU. On an
+    accelerator, where the host does not know the decision, one byte per weight is.
+
+    Args:
+        num_targets: number of penalized tensors, K.
+    """
+
+    def __init__(self, num_targets: int) -> None:
+        self._masks: list[Tensor | None] = [None] * num_targets
+
+    def before_step(
+        self, targets: Sequence[Target], was_open: Sequence[bool | Tensor], is_open: Sequence[bool | Tensor]
+    ) -> None:
+        """Note what the coming step does to the zeros.
+
+        Args:
+            targets: the K penalized parameters, as they are before the step.
+            was_open: whether the penalty acted at the last step that took place, K entries; numbers, or 0-d tensors on
+                the device of each target.
+            is_open: whether it will act at this one, K entries of the same kind.
+        """
+        for i, (target, was, now) in enumerate(zip(targets, was_open, is_open, strict=True)):
+            if isinstance(was, Tensor):
+                kept = self._masks[i]
+                kept = (
+                    torch.zeros_like(target.param, dtype=torch.bool) if kept is None else kept.to(target.param.device)
+                )
+                self._masks[i] = ~torch.as_tensor(now) & torch.where(was, target.param.detach() == 0, kept)
+            elif now:
+                self._masks[i] = None
+            elif was:
+                self._masks[i] = target.param.detach() == 0
+
+    def frozen(self, targets: Sequence[Target]) -> list[Tensor]:
+        """What the refit sets to zero after the coming step.
+
+        Args:
+            targets: the K penalized parameters, as they are before the step.
+
+        Returns:
+            One boolean tensor per target, of its shape.
+        """
+        zeros = [target.param.detach() == 0 for target in targets]
+        return [
+            zero if mask is None else zero | mask.to(zero.device) for zero, mask in zip(zeros, self._masks, strict=True)
+        ]
+
+    def state_dict(self, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """The masks that the weights do not show.
+
+        Args:
+            targets: the K penalized parameters.
+
+        Returns:
+            Boolean tensors on the CPU, by parameter name; only those that hold a zero at all.
+        """
+        named = zip(targets, self._masks, strict=True)
+        return {t.name: mask.to("cpu", copy=True) for t, mask in named if mask is not None and bool(mask.any())}
+
+    def load_state_dict(self, targets: Sequence[Target], state: dict[str, Tensor]) -> None:
+        """Replace the masks.
+
+        Args:
+            targets: the K penalized parameters.
+            state: what ``state_dict`` returned for the same parameters.
+
+        Raises:
+            ValueError: a mask has another shape than its parameter.
+        """
+        for target in targets:
+            saved = state.get(target.name)
+            if saved is not None and saved.shape != target.param.shape:
+                raise ValueError(
+                    f"the saved zeros of {target.name!r} have shape {tuple(saved.shape)}, the parameter "
+                    f"{tuple(target.param.shape)}: build the Regularizer on the same network"
+                )
+        found = [state.get(target.name) for target in targets]
+        self._masks = [
+            None if mask is None else mask.to(t.param.device, copy=True) for t, mask in zip(targets, found, strict=True)
+        ]
