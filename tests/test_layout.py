@@ -20,7 +20,16 @@ SOURCE = Path(strongreg.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 
 # imports go from a higher number to a lower one; what is not named here is a leaf, 0
-LEVELS = {"decision": 1, "optimizers": 1, "regularizer": 2, "__init__": 3, "experiments": 4, "cli": 5, "__main__": 6}
+_ORDER = (
+    ("decision", "optimizers"),
+    ("counts",),
+    ("regularizer",),
+    ("__init__",),
+    ("experiments",),
+    ("cli",),
+    ("__main__",),
+)
+LEVELS = {part: level for level, parts in enumerate(_ORDER, start=1) for part in parts}
 CORE_LEVEL = LEVELS["__init__"]
 MAX_LINES = 480
 

@@ -65,8 +65,7 @@ def coherence(gradient_sq: Tensor, cross: Tensor, penalty_sq: Tensor) -> Tensor:
 
     Returns:
         Tensor of the same shape, in [-1, 1]. 1 where the penalty gradient is 0; 0 where the gradient, or the sum of
-        both, is 0
-        and the penalty gradient is not; NaN where an inner product is NaN or infinite.
+        both, is 0 and the penalty gradient is not; NaN where an inner product is NaN or infinite.
     """
     # rounding can push |g + lambda r|^2 below 0 when the two cancel
     total_sq = (gradient_sq + 2 * cross + penalty_sq).clamp(min=0)

@@ -65,12 +65,10 @@ def select_targets(model: nn.Module, penalty: PenaltySpec) -> list[Target]:
 
     Args:
         model: any network. A parameter shared by several modules counts once and answers to all its names.
-        penalty: one penalty, for the trainable parameters of two or more dimensions outside normalization and
-            embedding modules; or a
-            mapping from name pattern to penalty or None. A pattern is a shell-style wildcard on the full name
-            ("features.*.weight") or a compiled regular expression that must match the full name. The first match
-            wins, None
-            excludes, a parameter that nothing matches is not penalized.
+        penalty: one penalty, for the trainable parameters of two or more dimensions outside normalization and embedding
+            modules; or a mapping from name pattern to penalty or None. A pattern is a shell-style wildcard on the full
+            name ("features.*.weight") or a compiled regular expression that must match the full name. The first match
+            wins, None excludes, a parameter that nothing matches is not penalized.
 
     Returns:
         One target per penalized parameter.

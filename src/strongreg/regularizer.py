@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
+from strongreg.counts import StepCounts
 from strongreg.decision import Decision, decide, history_record, measure
 from strongreg.gates import CoherenceGate, Gate
 from strongreg.groups import PenaltySpec, Target, inverse_std_scales, select_targets
@@ -32,6 +33,7 @@ from strongreg.precision import scalar_dtype
 from strongreg.refit import ZeroMasks
 from strongreg.schedules import Constant, Schedule
 from strongreg.summary import Summary, SummaryRow
+from strongreg.validation import check_choice, check_type
 
 Mode = Literal["proximal", "gradient"]
 StrengthScale = Literal["uniform", "inverse_std"]
@@ -55,10 +57,9 @@ class Regularizer:
     loss (docs/theory.md, equations 4 to 6).
 
     A tensor without gradient at a step is left alone, as torch's optimizers do. When ``step`` is given a closure, the
-    gradient of its *first* evaluation is the one that is measured (LBFGS evaluates it many times, at trial points):
-    it is
-    the gradient at the weights the step starts from. In gradient mode with LBFGS every evaluation carries the penalty,
-    in the gradient and in the loss, so that the line search sees one consistent function.
+    gradient of its *first* evaluation is the one that is measured (LBFGS evaluates it many times, at trial points): it
+    is the gradient at the weights the step starts from. In gradient mode with LBFGS every evaluation carries the
+    penalty, in the gradient and in the loss, so that the line search sees one consistent function.
 
     Args:
         model: the network. Its parameters are looked up once, here.
@@ -66,12 +67,10 @@ class Regularizer:
             mapping from name pattern to penalty or None (:func:`strongreg.groups.select_targets`).
         gate: when the penalty acts; ``CoherenceGate(0.7)`` by default.
         schedule: factor on the strength over the optimizer steps; ``Constant()`` by default. ``Refit`` turns the
-            penalty
-            off and freezes the zeros from a step on.
+            penalty off and freezes the zeros from a step on.
         mode: "proximal" (exact zeros) or "gradient".
-        strength_scale: "uniform", or "inverse_std": the strength of a tensor is proportional to 1 / standard
-            deviation of
-            its weights when attached, with weighted mean 1.
+        strength_scale: "uniform", or "inverse_std": the strength of a tensor is proportional to 1 / standard deviation
+            of its weights when attached, with weighted mean 1.
         history_every: record every n-th step in ``history``; 0 for none.
 
     Raises:
@@ -79,8 +78,8 @@ class Regularizer:
         ValueError: an option is unknown, or nothing can be penalized.
 
     References:
-        D. Park, C. Ho, Y. Chang, H. Zhang, *Gradient-Coherent Strong Regularization for Deep Neural Networks*,
-        arXiv 1811.08056.
+        D. Park, C. Ho, Y. Chang, H. Zhang, *Gradient-Coherent Strong Regularization for Deep Neural Networks*, arXiv
+        1811.08056.
 
     Example:
         >>> import torch, strongreg
@@ -106,10 +105,10 @@ class Regularizer:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        self.gate: Gate = _check_part("gate", CoherenceGate() if gate is None else gate, Gate)
-        self.schedule: Schedule = _check_part("schedule", Constant() if schedule is None else schedule, Schedule)
-        self.mode: Mode = _check_choice("mode", mode, _MODES)
-        self.strength_scale: StrengthScale = _check_choice("strength_scale", strength_scale, _STRENGTH_SCALES)
+        self.gate: Gate = check_type("gate", CoherenceGate() if gate is None else gate, Gate)
+        self.schedule: Schedule = check_type("schedule", Constant() if schedule is None else schedule, Schedule)
+        self.mode: Mode = check_choice("mode", mode, _MODES)
+        self.strength_scale: StrengthScale = check_choice("strength_scale", strength_scale, _STRENGTH_SCALES)
         self.targets: list[Target] = []
         self.history = History([], history_every)
         self._optimizer: Optimizer | None = None
@@ -117,8 +116,6 @@ class Regularizer:
         self._handles: list[Any] = []
         self._decision: Decision | None = None
         self._frozen: list[Tensor] = []
-        self._step = torch.zeros((), dtype=torch.int64)
-        self._num_nonfinite = torch.zeros((), dtype=torch.int64)
         self._num_calls = 0  # on the host: the number of steps, or more if a GradScaler made the device skip some
         self._warned_nonfinite = False
         self._set_targets(select_targets(model, penalty))
@@ -130,8 +127,7 @@ class Regularizer:
         self.history = History([t.name for t in targets], self.history.every)
         self._index = GroupIndex(targets)
         self._scales = [1.0] * len(targets)
-        self._open_counts = torch.zeros(len(targets), dtype=torch.int64)
-        self._last_open = torch.zeros(len(targets), dtype=torch.bool)
+        self._counts = StepCounts(len(targets))
         self._zero_masks = ZeroMasks(len(targets))
         self._constants: dict[tuple[Any, ...], Tensor] = {}
 
@@ -142,8 +138,7 @@ class Regularizer:
 
         Args:
             optimizer: any ``torch.optim`` optimizer that holds the penalized parameters; of a wrapper that keeps the
-                real
-                one in ``.optimizer`` (Accelerate) the real one is taken.
+                real one in ``.optimizer`` (Accelerate) the real one is taken.
             key: the entry of ``optimizer.state_dict()`` that carries this object's state.
 
         Returns:
@@ -203,12 +198,12 @@ class Regularizer:
     @property
     def num_steps(self) -> int:
         """Optimizer steps done while attached."""
-        return int(self._step)
+        return int(self._counts.step)
 
     @property
     def num_nonfinite(self) -> int:
         """Steps at which the loss gradient held NaN or infinity; the gate stayed closed."""
-        return int(self._num_nonfinite)
+        return int(self._counts.num_nonfinite)
 
     @torch.no_grad()
     def penalty_value(self) -> Tensor:
@@ -227,13 +222,13 @@ class Regularizer:
             A :class:`strongreg.Summary`; ``print`` it for a table.
         """
         steps = self.num_steps
-        shares = [count / steps if steps else math.nan for count in self._open_counts.tolist()]
+        shares = [count / steps if steps else math.nan for count in self._counts.num_open.tolist()]
         rows = tuple(
             SummaryRow(t.name, tuple(t.param.shape), t.param.numel(), int((t.param == 0).sum()), share)
             for t, share in zip(self.targets, shares, strict=True)
         )
         acting = self.mode == "proximal" and 0 < steps <= self.schedule.refit_start
-        zeros_moved = acting and not bool(self._last_open.all())
+        zeros_moved = acting and not bool(self._counts.last_open.all())
         return Summary(rows, steps, self.num_nonfinite, zeros_moved)
 
     def _weighted_value(self, multipliers: Sequence[float | Tensor]) -> Tensor:
@@ -256,10 +251,7 @@ class Regularizer:
             "version": _STATE_VERSION,
             **self._hyperparameters(),
             "scales": list(self._scales),
-            "step": self.num_steps,
-            "num_nonfinite": self.num_nonfinite,
-            "open_counts": self._open_counts.tolist(),
-            "last_open": self._last_open.tolist(),
+            "counts": self._counts.state_dict(),
             "zero_masks": self._zero_masks.state_dict(self.targets),
             "history": self.history.state_dict(),
         }
@@ -288,13 +280,15 @@ class Regularizer:
                 "network with "
                 "the same patterns"
             )
-        mode = _check_choice("mode", state["mode"], _MODES)
-        strength_scale = _check_choice("strength_scale", state["strength_scale"], _STRENGTH_SCALES)
+        mode = check_choice("mode", state["mode"], _MODES)
+        strength_scale = check_choice("strength_scale", state["strength_scale"], _STRENGTH_SCALES)
         gate, schedule = restore(self.gate, state["gate"]), restore(self.schedule, state["schedule"])
         saved = state["penalties"]
         targets = [dataclasses.replace(t, penalty=restore(t.penalty, saved[t.name])) for t in self.targets]
         history = History(names, state["history_every"])
         history.load_state_dict(state["history"])
+        counts = StepCounts(len(targets))
+        counts.load_state_dict(state["counts"])
         zero_masks = ZeroMasks(len(targets))
         zero_masks.load_state_dict(targets, state["zero_masks"])
 
@@ -302,12 +296,7 @@ class Regularizer:
         self.mode, self.strength_scale, self.gate, self.schedule = mode, strength_scale, gate, schedule
         self.targets, self._index, self.history = targets, GroupIndex(targets), history
         self._scales = list(state["scales"])
-        self._step = torch.tensor(state["step"])
-        self._num_nonfinite = torch.tensor(state["num_nonfinite"])
-        self._open_counts = torch.tensor(state["open_counts"], dtype=torch.int64)
-        self._last_open = torch.tensor(state["last_open"], dtype=torch.bool)
-        self._zero_masks = zero_masks
-        self._num_calls = state["step"]
+        self._counts, self._zero_masks, self._num_calls = counts, zero_masks, int(counts.step)
         changed = [f"{k} was {v}, is now {state[k]}" for k, v in before.items() if v != state[k]]
         if changed:
             warnings.warn(
@@ -404,16 +393,17 @@ class Regularizer:
 
     def _decide(self, optimizer: Optimizer) -> Decision:
         device = self.targets[0].param.device
-        self._move_to(device)
+        self._counts.to(device)
         record_this = self.history.wants(self._num_calls)
         signs = [gradient_sign(group) for group in self._index.groups(optimizer)]
         measured = measure(self.targets, signs, loss_scale(optimizer), device, weights=record_this)
         scales = self._constant(self._scales, scalar_dtype(device), device)
-        multipliers = self.schedule.factor(self._step) * scales
+        step = self._counts.step
+        multipliers = self.schedule.factor(step) * scales
         has_gradient = self._constant([t.param.grad is not None for t in self.targets], torch.bool, device)
-        allowed = has_gradient & (self._step < self.schedule.refit_start)
+        allowed = has_gradient & (step < self.schedule.refit_start)
         skipped = step_is_skipped(optimizer, device)
-        decision, by_layer, overall = decide(measured, multipliers, self.gate, self._step, allowed, skipped)
+        decision, by_layer, overall = decide(measured, multipliers, self.gate, step, allowed, skipped)
         if not record_this:
             return decision
         num_weights = self._constant([t.param.numel() for t in self.targets], torch.int64, device)
@@ -425,16 +415,17 @@ class Regularizer:
         start = self.schedule.refit_start
         if start == math.inf:
             return
+        step, last_open = self._counts.step, self._counts.last_open
         # on an accelerator the host knows only the number of calls, of which a GradScaler may have skipped some
         has_begun = (self.num_steps if self._reading_is_free else self._num_calls) >= start
         if has_begun:
-            in_refit = self._per_target((self._step >= start).expand(len(self.targets)))
+            in_refit = self._per_target((step >= start).expand(len(self.targets)))
             masks = self._zero_masks.frozen(self.targets)
             self._frozen = [mask & flag for mask, flag in zip(masks, in_refit, strict=True)]
         if not has_begun or not self._reading_is_free:
             # a step that a GradScaler skips on the device moves no zeros: count it as another open one
-            opened = torch.where(decision.skipped | (self._step >= start), self._last_open, decision.opened)
-            self._zero_masks.before_step(self.targets, self._per_target(self._last_open), self._per_target(opened))
+            opened = torch.where(decision.skipped | (step >= start), last_open, decision.opened)
+            self._zero_masks.before_step(self.targets, self._per_target(last_open), self._per_target(opened))
 
     def _per_target(self, values: Tensor) -> Sequence[Any]:
         """The values as numbers on the CPU, where reading them is free, and as tensors elsewhere."""
@@ -444,15 +435,9 @@ class Regularizer:
         return [value.to(t.param.device) for t, value in zip(self.targets, values.unbind(), strict=True)]
 
     def _count(self, decision: Decision) -> None:
-        taken = ~decision.skipped
         if decision.record is not None:
-            self.history.append(decision.record, torch.where(taken, self._step, -1))
-        self._open_counts += decision.opened
-        self._last_open = torch.where(
-            taken & (self._step < self.schedule.refit_start), decision.opened, self._last_open
-        )
-        self._num_nonfinite += decision.nonfinite & taken
-        self._step += taken
+            self.history.append(decision.record, torch.where(decision.skipped, -1, self._counts.step))
+        self._counts.count(decision, in_refit=self._counts.step >= self.schedule.refit_start)
         self._num_calls += 1
         look = self._reading_is_free or self._num_calls % _NONFINITE_CHECK_STEPS == 0
         if not self._warned_nonfinite and look and self.num_nonfinite:
@@ -476,11 +461,6 @@ class Regularizer:
         """Whether the host can look at a tensor without waiting for an accelerator."""
         return self.targets[0].param.device.type == "cpu"
 
-    def _move_to(self, device: torch.device) -> None:
-        if self._step.device != device:
-            self._step, self._num_nonfinite = self._step.to(device), self._num_nonfinite.to(device)
-            self._open_counts, self._last_open = self._open_counts.to(device), self._last_open.to(device)
-
 
 def _shrink(target: Target, multiplier: float | Tensor, step_size: float | Tensor) -> None:
     param = target.param
@@ -493,15 +473,3 @@ def _shrink(target: Target, multiplier: float | Tensor, step_size: float | Tenso
 
 def _is_zero(multiplier: float | Tensor) -> bool:
     return not isinstance(multiplier, Tensor) and multiplier == 0
-
-
-def _check_part(name: str, part: Any, kind: type) -> Any:
-    if not isinstance(part, kind):
-        raise TypeError(f"{name} must be a strongreg.{kind.__name__}, got {part!r}")
-    return part
-
-
-def _check_choice(name: str, choice: Any, choices: tuple[str, ...]) -> Any:
-    if choice not in choices:
-        raise ValueError(f"{name}={choice!r}: must be one of {', '.join(map(repr, choices))}")
-    return choice

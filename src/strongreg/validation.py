@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 
 def check_number(owner: object, name: str, *, minimum: float, maximum: float = math.inf) -> None:
@@ -45,3 +47,41 @@ def check_steps(owner: object, name: str, *, minimum: int) -> None:
         raise TypeError(f"{label}: {name} must be an int: optimizer steps, which are epochs times steps per epoch")
     if number < minimum:
         raise ValueError(f"{label}: {name} must be >= {minimum}")
+
+
+def check_type(name: str, part: Any, kind: type[Any]) -> Any:
+    """Check that an argument is one of the library's parts.
+
+    Args:
+        name: the argument's name.
+        part: its value.
+        kind: the class it must be an instance of.
+
+    Returns:
+        The value.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(part, kind):
+        raise TypeError(f"{name} must be a strongreg.{kind.__name__}, got {part!r}")
+    return part
+
+
+def check_choice(name: str, choice: Any, choices: Sequence[str]) -> Any:
+    """Check that an argument is one of some words.
+
+    Args:
+        name: the argument's name.
+        choice: its value.
+        choices: the words.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if choice not in choices:
+        raise ValueError(f"{name}={choice!r}: must be one of {', '.join(map(repr, choices))}")
+    return choice

@@ -6,7 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from strongreg import L1, L2, MCP, AlwaysOpen, CoherenceGate, ElasticNet, GroupL2, Refit, Regularizer, SparseGroup
+from strongreg import (
+    L1,
+    L2,
+    MCP,
+    AlwaysOpen,
+    CoherenceGate,
+    Delay,
+    ElasticNet,
+    GroupL2,
+    Refit,
+    Regularizer,
+    SparseGroup,
+)
 
 _PENALTIES = [L1(0.3), L2(0.3), ElasticNet(0.3), GroupL2(0.3), SparseGroup(0.3), MCP(0.3)]
 _every_penalty = pytest.mark.parametrize("penalty", _PENALTIES, ids=repr)
@@ -133,3 +145,15 @@ def test_steps_without_any_gradient_count_and_change_nothing():
     optimizer.step()
     assert torch.equal(weight.detach(), torch.ones(2, 2))
     assert reg.summary().total.open_fraction == 0.0
+
+
+@pytest.mark.parametrize("gate", [AlwaysOpen(), Delay(0), CoherenceGate(-1.0), CoherenceGate(-1.0, scope="layer")])
+def test_no_gate_opens_on_weights_that_are_not_finite(gate):
+    """The loss gradient may be finite all the same, as where a mask multiplies the weight."""
+    weight = nn.Parameter(torch.tensor([[float("nan"), 1.0]]))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    reg = Regularizer(nn.ParameterDict({"w": weight}), L1(0.1), gate=gate).attach(optimizer)
+    weight.grad = torch.zeros(1, 2)
+    optimizer.step()
+    assert reg.history["open"].tolist() == [0.0]
+    assert weight[0, 1] == 1.0

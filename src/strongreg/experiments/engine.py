@@ -162,8 +162,7 @@ def build_regularizer(model: nn.Module, config: RunConfig, method: Method, steps
     """The regularizer of a method.
 
     All methods with a penalty end with the same refit, so that they differ in nothing but the gate. The dense method
-    carries a penalty of
-    strength 0, which changes no bit of the training and measures the same norms.
+    carries a penalty of strength 0, which changes no bit of the training and measures the same norms.
 
     Args:
         model: the network.

@@ -16,9 +16,8 @@ SCOPES: tuple[Scope, ...] = ("global", "layer")
 class Gate(abc.ABC):
     """Decides at each step whether the penalty acts.
 
-    Gates are immutable and have no memory: the decision is a function of this step's coherence and number, so it can
-    be made
-    on any device without moving anything to the host.
+    Gates are immutable and have no memory: the decision is a function of this step's coherence and number, so it can be
+    made on any device without moving anything to the host.
     """
 
     @property

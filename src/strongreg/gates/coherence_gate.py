@@ -15,11 +15,9 @@ class CoherenceGate(Gate):
     r"""The penalty acts if and only if :math:`\cos(g, g + \lambda r) \ge \theta`.
 
     Open while the gradient of the regularized objective still points where the data loss points; closed when the
-    penalty would take
-    over, so that the loss can restore the gradient first. The measure and the threshold are a reconstruction: the
-    paper's
-    abstract says that regularization is imposed "only when the gradients are kept coherent", not how that is
-    measured (docs/theory.md, equation 3).
+    penalty would take over, so that the loss can restore the gradient first. The measure and the threshold are a
+    reconstruction: the paper's abstract says that regularization is imposed "only when the gradients are kept
+    coherent", not how that is measured (docs/theory.md, equation 3).
 
     Args:
         threshold: :math:`\theta`, a cosine in [-1, 1]. 0.7 is about 45 degrees. Higher protects more and compresses

@@ -21,9 +21,8 @@ class Penalty(abc.ABC):
     Penalties are immutable, so one object may serve any number of tensors.
 
     Args:
-        strength: :math:`\lambda`, the factor of :math:`\Omega` in the objective :math:`L + \lambda\Omega`; in units
-            of the
-            loss per unit of :math:`\Omega`; finite, >= 0.
+        strength: :math:`\lambda`, the factor of :math:`\Omega` in the objective :math:`L + \lambda\Omega`; in units of
+            the loss per unit of :math:`\Omega`; finite, >= 0.
 
     Raises:
         ValueError: ``strength`` is negative, infinite or NaN.
@@ -111,8 +110,7 @@ class Penalty(abc.ABC):
         r"""The smallest strength at which ``w = 0`` is stationary for :math:`L + \lambda\Omega`.
 
         For convex losses and penalties: at this strength and above the solution is 0, below it is not. It does not
-        depend
-        on ``strength``.
+        depend on ``strength``.
 
         Args:
             grad: gradient of the loss at ``w = 0``, any shape.

@@ -21,14 +21,12 @@ class GroupL2(Penalty):
     r"""The group lasso, :math:`\lambda \sum_G \omega_G \lVert w_G\rVert_2`: each group is kept or exactly 0 as a whole.
 
     A group is all weights that share an index along ``dim``: ``dim=0`` the weights into one output channel or neuron,
-    ``dim=1`` those out of
-    one input channel, ``dim=(0, 1)`` one convolution kernel.
+    ``dim=1`` those out of one input channel, ``dim=(0, 1)`` one convolution kernel.
 
     Args:
         strength: :math:`\lambda`, >= 0.
-        dim: dimension or dimensions that number the groups; None, the default, is the dimension of the output
-            channels: 0, and 1
-            for transposed convolutions when a :class:`strongreg.Regularizer` applies it.
+        dim: dimension or dimensions that number the groups; None, the default, is the dimension of the output channels:
+            0, and 1 for transposed convolutions when a :class:`strongreg.Regularizer` applies it.
         weight_by_size: whether :math:`\omega_G` is the square root of the group's number of weights (1 otherwise).
 
     Raises:
@@ -142,9 +140,8 @@ class SparseGroup(Penalty):
     def critical_strength(self, grad: Tensor) -> Tensor:
         r"""See :meth:`Penalty.critical_strength`.
 
-        The root of :math:`\lVert S(g_G, \lambda\rho)\rVert = \lambda (1-\rho)\omega_G`, the largest over the groups,
-        by bisection to
-        the last bit.
+        The root of :math:`\lVert S(g_G, \lambda\rho)\rVert = \lambda (1-\rho)\omega_G`, the largest over the groups, by
+        bisection to the last bit.
         """
         l1, l2 = self._parts(grad)
         if grad.numel() == 0 or l1 == 1:

@@ -155,11 +155,9 @@ class MCP(Penalty):
 
     :math:`\lambda \sum_i |w_i| - w_i^2 / (2a)` for :math:`|w_i| \le a`, :math:`\lambda a / 2` beyond, with the cutoff
     :math:`a`. Its prox is the firm threshold. In Zhang's notation :math:`\gamma = a / \lambda`; here the cutoff stays
-    fixed when
-    a schedule or ``strength_scale`` changes :math:`\lambda`. The penalty is not convex: the prox is its global
-    minimum (a hard
-    threshold at :math:`\sqrt{step\,\lambda\,a}` once ``step * strength >= cutoff``), the critical strength and the
-    optimality gap speak of stationary points.
+    fixed when a schedule or ``strength_scale`` changes :math:`\lambda`. The penalty is not convex: the prox is its
+    global minimum (a hard threshold at :math:`\sqrt{step\,\lambda\,a}` once ``step * strength >= cutoff``), the
+    critical strength and the optimality gap speak of stationary points.
 
     Args:
         strength: :math:`\lambda`, >= 0.
