@@ -10,7 +10,7 @@ import signal
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from strongreg.experiments.config import Method, RunConfig
 from strongreg.experiments.data import load_data
 from strongreg.experiments.engine import EpochMetrics, RunResult, train
 from strongreg.experiments.errors import UserError
+from strongreg.experiments.files import read_json, write_json
 from strongreg.experiments.models import build_model
 
 _POLL_SECONDS = 0.1
@@ -160,7 +161,7 @@ class Comparison:
         shared = self.config.model_dump()
         try:
             if config_file.exists():
-                before = _read_json(config_file).get("config")
+                before = read_json(config_file).get("config")
                 if before != shared:
                     raise UserError(
                         f"{self.directory} holds runs of another configuration{_difference(before, shared)}: "
@@ -168,7 +169,7 @@ class Comparison:
                     )
             for job in self.jobs:
                 self._run_directory(job).mkdir(parents=True, exist_ok=True)
-            _write_json(
+            write_json(
                 config_file, {"config": shared, "jobs": [asdict(job) for job in self.jobs], "versions": _versions()}
             )
         except OSError as error:
@@ -176,10 +177,10 @@ class Comparison:
 
     def _finished(self) -> dict[Job, RunResult]:
         files = {job: self._run_directory(job) / "result.json" for job in self.jobs}
-        return {job: RunResult(**_read_json(file)) for job, file in files.items() if file.exists()}
+        return {job: _read_result(file) for job, file in files.items() if file.exists()}
 
     def _write_results(self) -> None:
-        _write_json(self.directory / "results.json", {"runs": [asdict(result) for result in self.finished_results]})
+        write_json(self.directory / "results.json", {"runs": [asdict(result) for result in self.finished_results]})
 
 
 class _StoppedError(Exception):
@@ -215,19 +216,11 @@ def _drain(messages: multiprocessing.Queue[tuple[Job, EpochMetrics]], listener: 
         listener.on_epoch(job, metrics)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: delete its folder to train again") from error
-    return content
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write a whole file or none: a reader, or the next start, never meets half of it."""
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    part.replace(file)
+def _read_result(file: Path) -> RunResult:
+    content = read_json(file)
+    if set(content) != {field.name for field in fields(RunResult)}:
+        raise UserError(f"{file} is damaged, or of another version of strongreg: delete its folder to train again")
+    return RunResult(**content)
 
 
 def _cannot_write(directory: Path, error: OSError) -> UserError:

@@ -35,7 +35,7 @@ class RunConfig(BaseModel):
     """Network: plain_cnn or lenet300."""
     penalty: str = "l1"
     """Penalty: l1, l2, elastic_net, group_l2, sparse_group or mcp."""
-    strength: float = Field(0.01, ge=0)
+    strength: float = Field(0.005, ge=0)
     """Strength of the penalty, the factor lambda of L + lambda * Omega."""
     gate_threshold: float = Field(0.7, ge=-1, le=1)
     """Threshold of the coherence gate, a cosine."""
@@ -44,7 +44,9 @@ class RunConfig(BaseModel):
     batch_size: int = Field(64, ge=1)
     """Images per step."""
     lr: float = Field(0.02, gt=0)
-    """Learning rate of SGD at its highest; it follows half a cosine to 0."""
+    """Learning rate of SGD at its highest."""
+    lr_hold_share: float = Field(0.5, ge=0, le=1)
+    """Share of the epochs, at the start, that hold this learning rate; after them it follows half a cosine to 0."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of SGD."""
     weight_decay: float = Field(0.0, ge=0)

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from strongreg.experiments.config import Method, RunConfig, build_penalty
 from strongreg.experiments.data import ImageData
+from strongreg.experiments.files import write_json
 from strongreg.experiments.models import build_model
 from strongreg.gates import AlwaysOpen, CoherenceGate, Delay, Gate
 from strongreg.penalties import L1
@@ -132,13 +133,13 @@ def train(
         model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
     )
     regularizer = build_regularizer(model, config, method, len(batches)).attach(optimizer)
-    num_steps = config.epochs * len(batches)
+    num_steps, num_held = (round(config.epochs * share) * len(batches) for share in (1, config.lr_hold_share))
     with (directory / "metrics.jsonl").open("w") as metrics_file:
         for epoch in range(config.epochs):
             loss_sum = torch.zeros((), device=device)
             for i, batch in enumerate(batches):
                 for group in optimizer.param_groups:
-                    group["lr"] = config.lr * (1 + math.cos(math.pi * (epoch * len(batches) + i) / num_steps)) / 2
+                    group["lr"] = config.lr * _lr_factor(epoch * len(batches) + i, num_held, num_steps)
                 batch = batch.to(device)
                 optimizer.zero_grad()
                 loss = functional.cross_entropy(model(data.train_images[batch]), data.train_labels[batch])
@@ -154,8 +155,15 @@ def train(
         {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()},
         directory / "weights.safetensors",
     )
-    (directory / "result.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
+    write_json(directory / "result.json", asdict(result))  # last and whole: it marks the run as finished
     return result
+
+
+def _lr_factor(step: int, num_held: int, num_steps: int) -> float:
+    """1 for the first ``num_held`` steps, then half a cosine that would reach 0 at ``num_steps``."""
+    if step < num_held:
+        return 1.0
+    return (1 + math.cos(math.pi * (step - num_held) / (num_steps - num_held))) / 2
 
 
 def build_regularizer(model: nn.Module, config: RunConfig, method: Method, steps_per_epoch: int) -> Regularizer:

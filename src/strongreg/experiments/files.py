@@ -1,0 +1,46 @@
+"""JSON files that are whole or not there at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from strongreg.experiments.errors import UserError
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        file: an existing file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        UserError: the file does not hold a JSON object.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is damaged: delete its folder to train again")
+    return content
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write a whole file or none: a reader, or the next start, never meets half of it.
+
+    Args:
+        file: where to write.
+        content: plain data without NaN or infinity.
+
+    Raises:
+        OSError: the file cannot be written.
+        ValueError: the content holds NaN or infinity, which JSON does not know.
+    """
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    part.replace(file)
