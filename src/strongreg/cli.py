@@ -23,12 +23,15 @@ try:
     from strongreg.experiments.report import write_report
     from strongreg.experiments.table import summarize
 except ImportError as error:
-    sys.exit(f"strongreg: the command needs the package {error.name!r}: pip install 'strongreg[experiments]'")
+    sys.stderr.write(f"strongreg: the command needs the package {error.name!r}: pip install 'strongreg[experiments]'\n")
+    sys.exit(2)
 
 _DEFAULT = default_config("l1")
 # BadParameter -> UsageError -> ClickException: click's own, or the copy that newer typers carry
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 _EXIT_USER_ERROR = 2
+_EXIT_INTERRUPTED = 130  # what typer makes of Ctrl-C
+_LARGEST_SEED = 2**63 - 1
 
 _EPILOG_COMPARE = """Examples:
 
@@ -50,7 +53,6 @@ strongreg train --penalty group_l2 --strength 0.05 --seed 3 --out runs/group"""
 app = typer.Typer(
     name="strongreg",
     help="Strong regularization that deep networks endure: gradient-coherent L1, L2 and group penalties.",
-    no_args_is_help=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -61,6 +63,10 @@ PenaltyName = Annotated[str, typer.Option("--penalty", help="l1, l2, elastic_net
 Strength = Annotated[
     float | None,
     typer.Option(help="Strength lambda of the penalty, >= 0. Default: one that kills the network when always on."),
+]
+StrengthScale = Annotated[
+    str | None,
+    typer.Option(help="Strength per tensor: uniform, or inverse_std (in inverse proportion to its weights' spread)."),
 ]
 Threshold = Annotated[float | None, typer.Option(help="Threshold of the coherence gate, a cosine in [-1, 1].")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training data.")]
@@ -91,6 +97,7 @@ def compare(
     model: Model = _DEFAULT.model,
     penalty: PenaltyName = _DEFAULT.penalty,
     strength: Strength = None,
+    strength_scale: StrengthScale = None,
     gate_threshold: Threshold = None,
     epochs: Epochs = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds of each method, 0 to N-1.")] = 1,
@@ -104,7 +111,7 @@ def compare(
     """Train a network four ways at equal budget: dense, penalty always on, delayed, gradient-coherent."""
     if seeds < 1:
         raise UserError(f"seeds={seeds}: must be >= 1")
-    given = {"strength": strength, "gate_threshold": gate_threshold, "epochs": epochs}
+    given = {"strength": strength, "strength_scale": strength_scale, "gate_threshold": gate_threshold, "epochs": epochs}
     fields = {"data": data, "model": model, "device": device, **_without_none(given)}
     _run(penalty, fields, METHODS, range(seeds), workers, out or _new_directory("compare"), as_json=as_json)
 
@@ -116,6 +123,7 @@ def train(
     model: Model = _DEFAULT.model,
     penalty: PenaltyName = _DEFAULT.penalty,
     strength: Strength = None,
+    strength_scale: StrengthScale = None,
     gate_threshold: Threshold = None,
     epochs: Epochs = None,
     seed: Annotated[int, typer.Option(help="Seed of the initial weights and the batch order, >= 0.")] = 0,
@@ -125,10 +133,10 @@ def train(
 ) -> None:
     """Train a network once; the numbers are those of the same method and seed in compare."""
     check_known("method", method, METHODS)
-    if seed < 0:
-        raise UserError(f"seed={seed}: must be >= 0")
+    if not 0 <= seed <= _LARGEST_SEED:
+        raise UserError(f"seed={seed}: must be between 0 and {_LARGEST_SEED}")
     methods = [known for known in METHODS if known == method]
-    given = {"strength": strength, "gate_threshold": gate_threshold, "epochs": epochs}
+    given = {"strength": strength, "strength_scale": strength_scale, "gate_threshold": gate_threshold, "epochs": epochs}
     fields = {"data": data, "model": model, "device": device, **_without_none(given)}
     _run(penalty, fields, methods, [seed], 1, out or _new_directory("train"), as_json=as_json)
 
@@ -149,11 +157,10 @@ def _run(
     comparison = Comparison(config, methods, seeds, out)
     messages = Console(stderr=True)
     num_kept = len(comparison.results)
-    num_missing = len(comparison.jobs) - num_kept
+    num_missing = sum(job not in comparison.results for job in comparison.jobs)
     if num_kept:
-        messages.print(
-            f"{num_kept} finished runs found in {out}, {num_missing} to train", markup=False, highlight=False
-        )
+        found = f"{num_kept} finished {'run' if num_kept == 1 else 'runs'} found in {out}, {num_missing} to train"
+        messages.print(found, markup=False, highlight=False, soft_wrap=True)
     if workers is None:
         workers = (os.cpu_count() or 1) if config.device == "cpu" else 1
     try:
@@ -161,7 +168,7 @@ def _run(
             comparison.run(max(1, min(workers, num_missing)), 1, progress)
     except KeyboardInterrupt:
         _conclude(comparison, messages, as_json=False)
-        kept = len(comparison.results)
+        kept = sum(job in comparison.results for job in comparison.jobs)
         raise UserError(
             f"interrupted: {kept} of {len(comparison.jobs)} runs are finished and kept in {out}; the same "
             f"command with --out {out} goes on"
@@ -177,7 +184,11 @@ def _conclude(comparison: Comparison, console: Console, *, as_json: bool) -> Non
     results = comparison.finished_results
     if not results:
         return
-    write_report(comparison, comparison.directory / "report.html")
+    file = comparison.directory / "report.html"
+    try:
+        write_report(comparison, file)
+    except OSError as error:
+        raise UserError(f"cannot write to {file}: {error.strerror or error}") from error
     if as_json:
         typer.echo(json.dumps({"runs": [asdict(result) for result in results]}, indent=2))
         return
@@ -209,6 +220,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     try:
         code = app(arguments, standalone_mode=False, prog_name="strongreg")
+        if code == _EXIT_INTERRUPTED:
+            code = _fail("interrupted")
     except UserError as error:
         code = _fail(str(error))
     except _ClickException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ class StepCounts:
         self.num_nonfinite = torch.zeros((), dtype=torch.int64)
         self.num_open = torch.zeros(num_targets, dtype=torch.int64)
         self.last_open = torch.zeros(num_targets, dtype=torch.bool)
+        self._has_warned = False
 
     def to(self, device: torch.device) -> None:
         """Move the counts.
@@ -51,6 +53,17 @@ class StepCounts:
         self.last_open = torch.where(taken & ~in_refit, decision.opened, self.last_open)
         self.num_nonfinite += decision.nonfinite & taken
         self.step += taken
+
+    def warn_once_of_nonfinite(self) -> None:
+        """Warn, the first time, if there were steps with a non-finite gradient; the host looks at the count."""
+        if not self._has_warned and int(self.num_nonfinite):
+            self._has_warned = True
+            warnings.warn(
+                "the loss gradient holds NaN or infinity: the penalty is not imposed at such steps (counted in "
+                "num_nonfinite, warned about once); look at the loss and the learning rate",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """The counts as plain data.

@@ -74,10 +74,12 @@ def select_targets(model: nn.Module, penalty: PenaltySpec) -> list[Target]:
         One target per penalized parameter.
 
     Raises:
-        TypeError: a pattern or penalty is of the wrong type, or a penalized parameter is complex or not initialized
-            yet.
+        TypeError: the model, a pattern or a penalty is of the wrong type, or a penalized parameter is complex or not
+            initialized yet.
         ValueError: a pattern decides for no parameter, nothing is penalized at all, or a penalty does not fit a shape.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     candidates = _candidates(model)
     if isinstance(penalty, Penalty):
         chosen = [(c, penalty) for c in candidates if c.by_default]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer, RMSprop
+from torch.optim import ASGD, LBFGS, SGD, Optimizer, RMSprop
 
 from strongreg.groups import Target
 from strongreg.penalties import L2, ElasticNet
@@ -132,6 +132,19 @@ def gradient_sign(group: Group) -> float:
         1.0 or -1.0.
     """
     return -1.0 if group.get("maximize", False) else 1.0
+
+
+def follows_gradient(optimizer: Optimizer) -> bool:
+    """Whether a step's size is in proportion to the gradient's, so that both have the units of the penalty's gradient.
+
+    Args:
+        optimizer: the optimizer.
+
+    Returns:
+        True for SGD, ASGD and LBFGS; False for those that rescale the gradient (Adam and its kin, Muon, Rprop) and for
+        unknown ones.
+    """
+    return isinstance(optimizer, SGD | ASGD | LBFGS)
 
 
 def loss_scale(optimizer: Optimizer) -> Tensor | None:

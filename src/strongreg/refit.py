@@ -24,38 +24,36 @@ class ZeroMasks:
         self._masks: list[Tensor | None] = [None] * num_targets
 
     def before_step(
-        self, targets: Sequence[Target], was_open: Sequence[bool | Tensor], is_open: Sequence[bool | Tensor]
+        self, weights: Sequence[Tensor], was_open: Sequence[bool | Tensor], is_open: Sequence[bool | Tensor]
     ) -> None:
-        """Note what the coming step does to the zeros.
+        """Note what a step does to the zeros.
 
         Args:
-            targets: the K penalized parameters, as they are before the step.
+            weights: the K penalized tensors as they are before the step.
             was_open: whether the penalty acted at the last step that took place, K entries; numbers, or 0-d tensors on
-                the device of each target.
-            is_open: whether it will act at this one, K entries of the same kind.
+                the device of each tensor.
+            is_open: whether it acts at this one, K entries of the same kind.
         """
-        for i, (target, was, now) in enumerate(zip(targets, was_open, is_open, strict=True)):
+        for i, (weight, was, now) in enumerate(zip(weights, was_open, is_open, strict=True)):
             if isinstance(was, Tensor):
                 kept = self._masks[i]
-                kept = (
-                    torch.zeros_like(target.param, dtype=torch.bool) if kept is None else kept.to(target.param.device)
-                )
-                self._masks[i] = ~torch.as_tensor(now) & torch.where(was, target.param.detach() == 0, kept)
+                kept = torch.zeros_like(weight, dtype=torch.bool) if kept is None else kept.to(weight.device)
+                self._masks[i] = ~torch.as_tensor(now) & torch.where(was, weight == 0, kept)
             elif now:
                 self._masks[i] = None
             elif was:
-                self._masks[i] = target.param.detach() == 0
+                self._masks[i] = weight == 0
 
-    def frozen(self, targets: Sequence[Target]) -> list[Tensor]:
-        """What the refit sets to zero after the coming step.
+    def frozen(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """What the refit sets to zero after a step.
 
         Args:
-            targets: the K penalized parameters, as they are before the step.
+            weights: the K penalized tensors as they are before the step.
 
         Returns:
-            One boolean tensor per target, of its shape.
+            One boolean tensor for each, of its shape.
         """
-        zeros = [target.param.detach() == 0 for target in targets]
+        zeros = [weight == 0 for weight in weights]
         return [
             zero if mask is None else zero | mask.to(zero.device) for zero, mask in zip(zeros, self._masks, strict=True)
         ]

@@ -14,22 +14,24 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from strongreg.counts import StepCounts
-from strongreg.decision import Decision, decide, history_record, measure
+from strongreg.decision import BeforeStep, Decision, decide, history_record, measure
 from strongreg.gates import CoherenceGate, Gate
 from strongreg.groups import PenaltySpec, Target, inverse_std_scales, select_targets
 from strongreg.history import History
 from strongreg.hyperparameters import describe, restore
+from strongreg.imposition import add_gradients, shrink
 from strongreg.optimizers import (
     GroupIndex,
     effective_step_size,
+    follows_gradient,
     gradient_sign,
     held_targets,
     loss_scale,
-    step_is_skipped,
     unwrap,
     warn_of_weight_decay,
 )
 from strongreg.precision import scalar_dtype
+from strongreg.pull import gradient_pulls, look_before_step, step_pulls
 from strongreg.refit import ZeroMasks
 from strongreg.schedules import Constant, Schedule
 from strongreg.summary import Summary, SummaryRow
@@ -37,8 +39,10 @@ from strongreg.validation import check_choice, check_type
 
 Mode = Literal["proximal", "gradient"]
 StrengthScale = Literal["uniform", "inverse_std"]
+CoherenceOf = Literal["auto", "gradient", "step"]
 _MODES = ("proximal", "gradient")
 _STRENGTH_SCALES = ("uniform", "inverse_std")
+_COHERENCE_OF = ("auto", "gradient", "step")
 _STATE_VERSION = 1
 _NONFINITE_CHECK_STEPS = 256
 
@@ -57,9 +61,9 @@ class Regularizer:
     loss (docs/theory.md, equations 4 to 6).
 
     A tensor without gradient at a step is left alone, as torch's optimizers do. When ``step`` is given a closure, the
-    gradient of its *first* evaluation is the one that is measured (LBFGS evaluates it many times, at trial points): it
-    is the gradient at the weights the step starts from. In gradient mode with LBFGS every evaluation carries the
-    penalty, in the gradient and in the loss, so that the line search sees one consistent function.
+    gradient of its *first* evaluation is the one that is measured: LBFGS evaluates it many times at trial points, and
+    the first is at the weights the step starts from. In gradient mode with LBFGS every evaluation carries the penalty,
+    in the gradient and in the loss, so that the line search sees one consistent function.
 
     Args:
         model: the network. Its parameters are looked up once, here.
@@ -71,6 +75,10 @@ class Regularizer:
         mode: "proximal" (exact zeros) or "gradient".
         strength_scale: "uniform", or "inverse_std": the strength of a tensor is proportional to 1 / standard deviation
             of its weights when attached, with weighted mean 1.
+        coherence_of: what the penalty must be coherent with: "gradient", the loss gradient; "step", the step that the
+            optimizer takes; "auto", the default, the step in proximal mode with optimizers that rescale the gradient
+            (Adam and its kin, docs/theory.md, equation 7), otherwise the gradient. "step" keeps a copy of the penalized
+            weights during each step.
         history_every: record every n-th step in ``history``; 0 for none.
 
     Raises:
@@ -101,23 +109,27 @@ class Regularizer:
         schedule: Schedule | None = None,
         mode: Mode = "proximal",
         strength_scale: StrengthScale = "uniform",
+        coherence_of: CoherenceOf = "auto",
         history_every: int = 1,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         self.gate: Gate = check_type("gate", CoherenceGate() if gate is None else gate, Gate)
         self.schedule: Schedule = check_type("schedule", Constant() if schedule is None else schedule, Schedule)
         self.mode: Mode = check_choice("mode", mode, _MODES)
         self.strength_scale: StrengthScale = check_choice("strength_scale", strength_scale, _STRENGTH_SCALES)
+        self.coherence_of: CoherenceOf = check_choice("coherence_of", coherence_of, _COHERENCE_OF)
+        if mode == "gradient" and coherence_of == "step":
+            raise ValueError(
+                "coherence_of='step' needs mode='proximal': in gradient mode the penalty enters before the step"
+            )
         self.targets: list[Target] = []
         self.history = History([], history_every)
         self._optimizer: Optimizer | None = None
         self._key = ""
         self._handles: list[Any] = []
+        self._before: BeforeStep | None = None
         self._decision: Decision | None = None
         self._frozen: list[Tensor] = []
         self._num_calls = 0  # on the host: the number of steps, or more if a GradScaler made the device skip some
-        self._warned_nonfinite = False
         self._set_targets(select_targets(model, penalty))
 
     def _set_targets(self, targets: list[Target]) -> None:
@@ -227,8 +239,8 @@ class Regularizer:
             SummaryRow(t.name, tuple(t.param.shape), t.param.numel(), int((t.param == 0).sum()), share)
             for t, share in zip(self.targets, shares, strict=True)
         )
-        acting = self.mode == "proximal" and 0 < steps <= self.schedule.refit_start
-        zeros_moved = acting and not bool(self._counts.last_open.all())
+        before_refit = 0 < steps <= self.schedule.refit_start
+        zeros_moved = self.mode == "proximal" and before_refit and not bool(self._counts.last_open.all())
         return Summary(rows, steps, self.num_nonfinite, zeros_moved)
 
     def _weighted_value(self, multipliers: Sequence[float | Tensor]) -> Tensor:
@@ -276,12 +288,12 @@ class Regularizer:
         if list(state["penalties"]) != names:
             different = sorted(set(state["penalties"]) ^ set(names)) or "the same names in another order"
             raise ValueError(
-                f"the saved state is for other parameters ({different}): build the Regularizer on the same "
-                "network with "
-                "the same patterns"
+                f"the saved state is for other parameters ({different}): build the Regularizer on the same network "
+                "with the same patterns"
             )
         mode = check_choice("mode", state["mode"], _MODES)
         strength_scale = check_choice("strength_scale", state["strength_scale"], _STRENGTH_SCALES)
+        coherence_of = check_choice("coherence_of", state["coherence_of"], _COHERENCE_OF)
         gate, schedule = restore(self.gate, state["gate"]), restore(self.schedule, state["schedule"])
         saved = state["penalties"]
         targets = [dataclasses.replace(t, penalty=restore(t.penalty, saved[t.name])) for t in self.targets]
@@ -293,7 +305,8 @@ class Regularizer:
         zero_masks.load_state_dict(targets, state["zero_masks"])
 
         before = self._hyperparameters()
-        self.mode, self.strength_scale, self.gate, self.schedule = mode, strength_scale, gate, schedule
+        self.mode, self.strength_scale, self.coherence_of = mode, strength_scale, coherence_of
+        self.gate, self.schedule = gate, schedule
         self.targets, self._index, self.history = targets, GroupIndex(targets), history
         self._scales = list(state["scales"])
         self._counts, self._zero_masks, self._num_calls = counts, zero_masks, int(counts.step)
@@ -307,6 +320,7 @@ class Regularizer:
         return {
             "mode": self.mode,
             "strength_scale": self.strength_scale,
+            "coherence_of": self.coherence_of,
             "history_every": self.history.every,
             "gate": describe(self.gate),
             "schedule": describe(self.schedule),
@@ -315,21 +329,26 @@ class Regularizer:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle and deepcopy keep everything but the attachment."""
-        return {**self.__dict__, "_optimizer": None, "_key": "", "_handles": [], "_decision": None, "_frozen": []}
+        return {
+            **self.__dict__,
+            "_optimizer": None,
+            "_key": "",
+            "_handles": [],
+            "_before": None,
+            "_decision": None,
+            "_frozen": [],
+        }
 
-    def _save_into(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-        del optimizer
+    def _save_into(self, _optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         state_dict[self._key] = self.state_dict()
 
-    def _load_from(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-        del optimizer
+    def _load_from(self, _optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         if self._key in state_dict:
             self.load_state_dict(state_dict.pop(self._key))
             return
         warnings.warn(
             f"the loaded optimizer state has no entry {self._key!r}: step count, open counts and history of the "
-            "Regularizer "
-            "stay as they are; if its state was saved elsewhere, call its load_state_dict()",
+            "Regularizer stay as they are; if its state was saved elsewhere, call its load_state_dict()",
             stacklevel=3,
         )
 
@@ -338,8 +357,7 @@ class Regularizer:
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self._decision = None
-        self._frozen = []
+        self._before, self._decision, self._frozen = None, None, []
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # torch passes the optimizer itself first
         if closure is None:
             self._on_gradients(optimizer)
@@ -356,62 +374,69 @@ class Regularizer:
 
     @torch.no_grad()
     def _on_gradients(self, optimizer: Optimizer) -> Tensor | None:
-        """Decide at the first evaluation; in gradient mode add the penalty's gradient at each one.
+        """Look at the gradients of the first evaluation; in gradient mode add the penalty's gradient at each one.
 
         Returns what LBFGS has to add to the loss in gradient mode, otherwise None.
         """
-        if self._decision is None:
-            self._decision = self._decide(optimizer)
-            self._note_zeros(self._decision)
-        if self.mode == "proximal":
+        if self._before is None:
+            device, copy = self.targets[0].param.device, self._decides_after_step(optimizer)
+            self._before = look_before_step(self.targets, optimizer, device, copy=copy)
+            if not self._decides_after_step(optimizer):
+                self._decision = self._decide(optimizer, self._before)
+        if self.mode == "proximal" or self._decision is None:
             return None
-        scale = loss_scale(optimizer)
         multipliers = self._per_target(self._decision.multipliers)
-        for target, multiplier, group in zip(self.targets, multipliers, self._index.groups(optimizer), strict=True):
-            if target.param.grad is None or _is_zero(multiplier):
-                continue
-            added = target.penalty.subgradient(target.param) * (gradient_sign(group) * multiplier)
-            target.param.grad.add_(added if scale is None else added * scale.to(added.device))
+        signs = [gradient_sign(group) for group in self._index.groups(optimizer)]
+        add_gradients(self.targets, multipliers, signs, loss_scale(optimizer))
         return self._weighted_value(multipliers) if isinstance(optimizer, LBFGS) else None
 
     @torch.no_grad()
-    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        del args, kwargs
-        decision, self._decision = self._decision, None
-        if decision is None:
+    def _after_step(self, optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+        before, decision, self._before, self._decision = self._before, self._decision, None, None
+        if before is None:
             return
+        if decision is None:
+            decision = self._decide(optimizer, before)
         if self.mode == "proximal":
-            multipliers = self._per_target(decision.multipliers)
-            for target, multiplier, group in zip(self.targets, multipliers, self._index.groups(optimizer), strict=True):
-                if target.param.grad is not None and not _is_zero(multiplier):
-                    _shrink(target, multiplier, effective_step_size(optimizer, group))
-        if self._frozen:
-            for target, mask in zip(self.targets, self._frozen, strict=True):
-                target.param.masked_fill_(mask, 0.0)
-            self._frozen = []
+            parts = zip(
+                self.targets, self._per_target(decision.multipliers), self._index.groups(optimizer), strict=True
+            )
+            for (target, multiplier, group), has_gradient in zip(parts, before.has_gradient, strict=True):
+                if has_gradient:
+                    shrink(target, multiplier, effective_step_size(optimizer, group))
+        for target, mask in zip(self.targets, self._frozen, strict=bool(self._frozen)):
+            target.param.masked_fill_(mask, 0.0)
+        self._frozen = []
         self._count(decision)
 
-    def _decide(self, optimizer: Optimizer) -> Decision:
-        device = self.targets[0].param.device
-        self._counts.to(device)
-        record_this = self.history.wants(self._num_calls)
-        signs = [gradient_sign(group) for group in self._index.groups(optimizer)]
-        measured = measure(self.targets, signs, loss_scale(optimizer), device, weights=record_this)
-        scales = self._constant(self._scales, scalar_dtype(device), device)
-        step = self._counts.step
-        multipliers = self.schedule.factor(step) * scales
-        has_gradient = self._constant([t.param.grad is not None for t in self.targets], torch.bool, device)
-        allowed = has_gradient & (step < self.schedule.refit_start)
-        skipped = step_is_skipped(optimizer, device)
-        decision, by_layer, overall = decide(measured, multipliers, self.gate, step, allowed, skipped)
-        if not record_this:
-            return decision
-        num_weights = self._constant([t.param.numel() for t in self.targets], torch.int64, device)
-        record = history_record(measured, multipliers, decision.opened, by_layer, overall, num_weights)
-        return dataclasses.replace(decision, record=record)
+    def _decides_after_step(self, optimizer: Optimizer) -> bool:
+        if self.coherence_of == "auto":
+            return self.mode == "proximal" and not follows_gradient(optimizer)
+        return self.coherence_of == "step"
 
-    def _note_zeros(self, decision: Decision) -> None:
-        """Before the weights move: remember the zeros for a refit to come, or freeze them in one."""
+    def _decide(self, optimizer: Optimizer, before: BeforeStep) -> Decision:
+        """Measure and decide; the weights are still those before the step, or ``before`` holds a copy of them."""
+        groups = self._index.groups(optimizer)
+        if self._decides_after_step(optimizer):
+            pulls, factors = step_pulls(self.targets, optimizer, groups, before)
+        else:
+            pulls, factors = gradient_pulls(self.targets, optimizer, groups)
+        device = before.gradient_sq.device
+        measured = measure(self.targets, pulls, factors, before.weights, device)
+        self._counts.to(device)
+        step = self._counts.step
+        multipliers = self.schedule.factor(step) * self._constant(self._scales, scalar_dtype(device), device)
+        allowed = self._constant(before.has_gradient, torch.bool, device) & (step < self.schedule.refit_start)
+        decision, by_layer, overall = decide(before, measured, multipliers, self.gate, step, allowed)
+        if self.history.wants(self._num_calls):
+            num_weights = self._constant([t.param.numel() for t in self.targets], torch.int64, device)
+            record = history_record(before, measured, multipliers, decision.opened, (by_layer, overall), num_weights)
+            decision = dataclasses.replace(decision, record=record)
+        self._note_zeros(before, decision)
+        return decision
+
+    def _note_zeros(self, before: BeforeStep, decision: Decision) -> None:
+        """Remember the zeros for a refit to come, or freeze them in one."""
         start = self.schedule.refit_start
         if start == math.inf:
             return
@@ -420,18 +445,17 @@ class Regularizer:
         has_begun = (self.num_steps if self._reading_is_free else self._num_calls) >= start
         if has_begun:
             in_refit = self._per_target((step >= start).expand(len(self.targets)))
-            masks = self._zero_masks.frozen(self.targets)
+            masks = self._zero_masks.frozen(before.weights)
             self._frozen = [mask & flag for mask, flag in zip(masks, in_refit, strict=True)]
         if not has_begun or not self._reading_is_free:
             # a step that a GradScaler skips on the device moves no zeros: count it as another open one
             opened = torch.where(decision.skipped | (step >= start), last_open, decision.opened)
-            self._zero_masks.before_step(self.targets, self._per_target(last_open), self._per_target(opened))
+            self._zero_masks.before_step(before.weights, self._per_target(last_open), self._per_target(opened))
 
     def _per_target(self, values: Tensor) -> Sequence[Any]:
         """The values as numbers on the CPU, where reading them is free, and as tensors elsewhere."""
         if self._reading_is_free:
-            numbers: list[Any] = values.tolist()
-            return numbers
+            return list(values.tolist())
         return [value.to(t.param.device) for t, value in zip(self.targets, values.unbind(), strict=True)]
 
     def _count(self, decision: Decision) -> None:
@@ -439,15 +463,8 @@ class Regularizer:
             self.history.append(decision.record, torch.where(decision.skipped, -1, self._counts.step))
         self._counts.count(decision, in_refit=self._counts.step >= self.schedule.refit_start)
         self._num_calls += 1
-        look = self._reading_is_free or self._num_calls % _NONFINITE_CHECK_STEPS == 0
-        if not self._warned_nonfinite and look and self.num_nonfinite:
-            self._warned_nonfinite = True
-            warnings.warn(
-                "the loss gradient holds NaN or infinity: the penalty is not imposed at such steps (counted in "
-                "num_nonfinite, warned about once); look at the loss and the learning rate",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        if self._reading_is_free or self._num_calls % _NONFINITE_CHECK_STEPS == 0:
+            self._counts.warn_once_of_nonfinite()
 
     def _constant(self, values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
         """A tensor of host numbers, kept: to send it to an accelerator at each step would wait for the accelerator."""
@@ -460,16 +477,3 @@ class Regularizer:
     def _reading_is_free(self) -> bool:
         """Whether the host can look at a tensor without waiting for an accelerator."""
         return self.targets[0].param.device.type == "cpu"
-
-
-def _shrink(target: Target, multiplier: float | Tensor, step_size: float | Tensor) -> None:
-    param = target.param
-    shrunk = target.penalty.prox(param, step_size * multiplier)
-    if isinstance(multiplier, Tensor):
-        # where the gate is closed the bits must stay, the sign of a zero too; the host does not learn which it was
-        shrunk = torch.where(multiplier > 0, shrunk, param)
-    param.copy_(shrunk)
-
-
-def _is_zero(multiplier: float | Tensor) -> bool:
-    return not isinstance(multiplier, Tensor) and multiplier == 0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import platform
 import queue
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 import torch
 
 import strongreg
-from strongreg.experiments.config import Method, RunConfig
+from strongreg.experiments.config import METHODS, Method, RunConfig
 from strongreg.experiments.data import load_data
 from strongreg.experiments.engine import EpochMetrics, RunResult, train
 from strongreg.experiments.errors import UserError
@@ -86,7 +87,6 @@ class Comparison:
         self.jobs = [Job(method, seed) for seed in seeds for method in methods]
         self._check_runnable()
         self._open_directory()
-        self.results = self._finished()
 
     def run(self, workers: int, threads: int, listener: Listener) -> None:
         """Train what is not finished yet. An interrupt (Ctrl-C) stops the runs and leaves the finished ones.
@@ -107,7 +107,10 @@ class Comparison:
         initial = (messages, stop, threads)
         with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=initial) as pool:
             try:
-                pending = {pool.submit(_work, self.config, job, self._run_directory(job)): job for job in missing}
+                with (
+                    _interrupts_held_back()
+                ):  # the processes start here and inherit it: the parent alone is interrupted
+                    pending = {pool.submit(_work, self.config, job, self._run_directory(job)): job for job in missing}
                 while pending:
                     done, _ = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
                     _drain(messages, listener)
@@ -116,6 +119,7 @@ class Comparison:
                         self.results[job] = future.result()
                         self._write_results()
                         listener.on_result(job, self.results[job])
+                self._write_results()
             except BrokenProcessPool as error:
                 raise UserError(
                     "a training process died (out of memory?): try fewer --workers; finished runs are kept"
@@ -125,12 +129,12 @@ class Comparison:
             finally:
                 stop.set()
                 pool.shutdown(cancel_futures=True)
-        self._write_results()
 
     @property
     def finished_results(self) -> list[RunResult]:
-        """The outcomes of the finished runs, in the order of the jobs."""
-        return [self.results[job] for job in self.jobs if job in self.results]
+        """The outcomes of all finished runs of the directory, by seed, then by method."""
+        order = sorted(self.results, key=lambda job: (job.seed, METHODS.index(job.method)))
+        return [self.results[job] for job in order]
 
     def metrics(self, job: Job) -> list[EpochMetrics]:
         """The epochs of a finished run.
@@ -140,9 +144,18 @@ class Comparison:
 
         Returns:
             One entry per epoch.
+
+        Raises:
+            UserError: the file cannot be read, or does not hold one line per epoch.
         """
-        lines = (self._run_directory(job) / "metrics.jsonl").read_text().splitlines()
-        return [EpochMetrics(**json.loads(line)) for line in lines]
+        file = self._run_directory(job) / "metrics.jsonl"
+        try:
+            metrics = [EpochMetrics(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError, TypeError):
+            metrics = []
+        if len(metrics) != self.config.epochs:
+            raise UserError(f"{file} is damaged: delete its folder to train again")
+        return metrics
 
     def _run_directory(self, job: Job) -> Path:
         return self.directory / "runs" / job.directory_name
@@ -152,7 +165,7 @@ class Comparison:
         build_model(self.config.model, data.image_shape, data.num_classes)
         try:
             torch.zeros(1, device=self.config.device).item()
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
+        except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
             reason = str(error).split("\n", maxsplit=1)[0]
             raise UserError(f"device {self.config.device!r} cannot be used: {reason}") from error
 
@@ -169,15 +182,22 @@ class Comparison:
                     )
             for job in self.jobs:
                 self._run_directory(job).mkdir(parents=True, exist_ok=True)
-            write_json(
-                config_file, {"config": shared, "jobs": [asdict(job) for job in self.jobs], "versions": _versions()}
-            )
+            self.results = self._finished()
+            write_json(config_file, {"config": shared, "versions": _versions()})
         except OSError as error:
             raise _cannot_write(self.directory, error) from error
 
     def _finished(self) -> dict[Job, RunResult]:
-        files = {job: self._run_directory(job) / "result.json" for job in self.jobs}
-        return {job: _read_result(file) for job, file in files.items() if file.exists()}
+        """Every finished run of the directory, those that were not asked for this time too."""
+        results = {}
+        for file in (self.directory / "runs").glob("*/result.json"):
+            result = _read_result(file)
+            job = Job(result.method, result.seed)
+            if job.directory_name != file.parent.name:
+                raise UserError(f"{file} belongs to {job.directory_name}: delete its folder to train again")
+            results[job] = result
+            self.metrics(job)
+        return results
 
     def _write_results(self) -> None:
         write_json(self.directory / "results.json", {"runs": [asdict(result) for result in self.finished_results]})
@@ -185,6 +205,19 @@ class Comparison:
 
 class _StoppedError(Exception):
     """The comparison was interrupted."""
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block; processes started within never hear of it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _messages: multiprocessing.Queue[tuple[Job, EpochMetrics]]
@@ -196,6 +229,7 @@ def _start_worker(messages: multiprocessing.Queue[tuple[Job, EpochMetrics]], sto
     _messages, _stop = messages, stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     torch.set_num_threads(threads)
+    torch.nn.Conv2d(1, 1, 3)(torch.zeros(1, 1, 8, 8)).sum().backward()  # torch's own start-up is not the first run's
 
 
 def _work(config: RunConfig, job: Job, directory: Path) -> RunResult:
@@ -230,8 +264,9 @@ def _cannot_write(directory: Path, error: OSError) -> UserError:
 def _difference(before: Any, now: dict[str, Any]) -> str:
     if not isinstance(before, dict):
         return ""
+    keys = [*now, *(key for key in before if key not in now)]
     changed = [
-        f"{key}={before.get(key)!r} there, {value!r} now" for key, value in now.items() if before.get(key) != value
+        f"{key}={before.get(key)!r} there, {now.get(key)!r} now" for key in keys if before.get(key) != now.get(key)
     ]
     return f" ({', '.join(changed)})"
 

@@ -12,7 +12,6 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
@@ -35,11 +34,11 @@ class ProgressBars:
         self._console, self._num_jobs, self._num_epochs = console, num_jobs, num_epochs
         self._num_done = 0
         self._bars: dict[Job, TaskID] = {}
+        self._epochs: dict[Job, int] = {}
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
@@ -68,10 +67,11 @@ class ProgressBars:
         if job not in self._bars:
             name = f"{job.method}, seed {job.seed}"
             self._bars[job] = self._progress.add_task(name, total=self._num_epochs, note="")
-        smaller = "nothing left" if metrics.compression is None else f"{metrics.compression:.1f}x smaller"
-        note = f"accuracy {metrics.accuracy:.1%}, {smaller}, gate open {metrics.open_fraction:.0%}"
+        smaller = "nothing left" if metrics.compression is None else f"{metrics.compression:.1f}x"
+        note = f"{metrics.accuracy:.1%} {smaller} open {metrics.open_fraction:.0%}"
         self._progress.update(self._bars[job], completed=metrics.epoch, note=note)
-        self._progress.advance(self._total)
+        self._progress.update(self._total, advance=metrics.epoch - self._epochs.get(job, 0))
+        self._epochs[job] = metrics.epoch
 
     def on_result(self, job: Job, result: RunResult) -> None:
         """Replace a run's bar by its outcome.
@@ -81,6 +81,8 @@ class ProgressBars:
             result: its outcome.
         """
         self._num_done += 1
+        # the run's last epochs may not have been heard of
+        self._progress.update(self._total, advance=self._num_epochs - self._epochs.pop(job, 0))
         if job in self._bars:
             self._progress.remove_task(self._bars.pop(job))
         smaller = "nothing left" if result.compression is None else f"{result.compression:.1f}x smaller"
@@ -101,7 +103,7 @@ def show_table(console: Console, title: str, summaries: list[MethodSummary]) -> 
         title: above the table.
         summaries: the methods.
     """
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
     for i, name in enumerate(HEADER):
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for summary in summaries:

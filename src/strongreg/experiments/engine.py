@@ -132,8 +132,9 @@ def train(
     optimizer = torch.optim.SGD(
         model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
     )
-    regularizer = build_regularizer(model, config, method, len(batches)).attach(optimizer)
-    num_steps, num_held = (round(config.epochs * share) * len(batches) for share in (1, config.lr_hold_share))
+    num_steps = config.epochs * len(batches)
+    num_held = round(num_steps * config.lr_hold_share)
+    regularizer = build_regularizer(model, config, method, num_steps).attach(optimizer)
     with (directory / "metrics.jsonl").open("w") as metrics_file:
         for epoch in range(config.epochs):
             loss_sum = torch.zeros((), device=device)
@@ -166,7 +167,7 @@ def _lr_factor(step: int, num_held: int, num_steps: int) -> float:
     return (1 + math.cos(math.pi * (step - num_held) / (num_steps - num_held))) / 2
 
 
-def build_regularizer(model: nn.Module, config: RunConfig, method: Method, steps_per_epoch: int) -> Regularizer:
+def build_regularizer(model: nn.Module, config: RunConfig, method: Method, num_steps: int) -> Regularizer:
     """The regularizer of a method.
 
     All methods with a penalty end with the same refit, so that they differ in nothing but the gate. The dense method
@@ -176,21 +177,23 @@ def build_regularizer(model: nn.Module, config: RunConfig, method: Method, steps
         model: the network.
         config: the run.
         method: dense, always, delayed or coherent.
-        steps_per_epoch: optimizer steps per epoch.
+        num_steps: optimizer steps of the whole run.
 
     Returns:
         A regularizer to attach.
     """
     if method == "dense":
         return Regularizer(model, L1(0.0), gate=AlwaysOpen())
-    refit_start = round(config.epochs * (1 - config.refit_share)) * steps_per_epoch
+    refit_start = round(num_steps * (1 - config.refit_share))
     schedule: Schedule = Refit(refit_start) if config.refit_share > 0 else Constant()
     gates: dict[Method, Gate] = {
         "always": AlwaysOpen(),
-        "delayed": Delay(round(config.epochs * config.delay_share) * steps_per_epoch),
+        "delayed": Delay(round(num_steps * config.delay_share)),
         "coherent": CoherenceGate(config.gate_threshold),
     }
-    return Regularizer(model, build_penalty(config), gate=gates[method], schedule=schedule)
+    return Regularizer(
+        model, build_penalty(config), gate=gates[method], schedule=schedule, strength_scale=config.strength_scale
+    )
 
 
 class _Batches:

@@ -108,7 +108,9 @@ def _svg(draw: Callable[[Figure], None], height: float) -> Markup:
         figure = Figure(figsize=(10, height), layout="constrained")
         draw(figure)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+        figure.savefig(
+            buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")), transparent=True
+        )
     text = buffer.getvalue()
     # inlined: without XML prolog and document type; the rest is matplotlib's own drawing of numbers
     return Markup(re.sub(r"^.*?(?=<svg)", "", text, count=1, flags=re.DOTALL))

@@ -12,7 +12,7 @@ from scipy import stats
 from strongreg.experiments.config import METHODS, Method
 from strongreg.experiments.engine import RunResult
 
-HEADER = ("method", "accuracy", "alive", "kept", "times smaller", "gate open", "seconds")
+HEADER = ("method", "accuracy", "alive", "kept", "times smaller", "open", "seconds")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,53 @@
+"""How a penalty is imposed: its gradient added to the loss gradient, or its proximal step after the optimizer's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from strongreg.groups import Target
+
+Multiplier = float | Tensor
+"""Factor on a strength; a 0-d tensor where the host does not know whether the gate is open."""
+
+
+def add_gradients(
+    targets: Sequence[Target], multipliers: Sequence[Multiplier], signs: Sequence[float], scale: Tensor | None
+) -> None:
+    """Add each penalty's gradient to ``.grad``; a parameter without gradient is left alone.
+
+    Args:
+        targets: the K penalized parameters.
+        multipliers: factor on the strength of each, 0 where its gate is closed, K entries.
+        signs: per target 1.0, or -1.0 where ``.grad`` is an ascent direction.
+        scale: the factor that ``.grad`` is scaled by, one entry, or None.
+    """
+    for target, multiplier, sign in zip(targets, multipliers, signs, strict=True):
+        if target.param.grad is None or _is_zero(multiplier):
+            continue
+        added = target.penalty.subgradient(target.param) * (sign * multiplier)
+        target.param.grad.add_(added if scale is None else added * scale.to(added.device))
+
+
+def shrink(target: Target, multiplier: Multiplier, step_size: float | Tensor) -> None:
+    """Replace the weights by the penalty's proximal step from them.
+
+    Args:
+        target: the penalized parameter.
+        multiplier: factor on its strength; at 0 no bit changes.
+        step_size: effective step size of the optimizer's step.
+    """
+    if _is_zero(multiplier):
+        return
+    param = target.param
+    shrunk = target.penalty.prox(param, step_size * multiplier)
+    if isinstance(multiplier, Tensor):
+        # where the gate is closed the bits must stay, the sign of a zero too; the host does not learn which it was
+        shrunk = torch.where(multiplier > 0, shrunk, param)
+    param.copy_(shrunk)
+
+
+def _is_zero(multiplier: Multiplier) -> bool:
+    return not isinstance(multiplier, Tensor) and multiplier == 0

@@ -1,0 +1,132 @@
+"""What the terminal shows: bars while runs work, then one table."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+
+import pytest
+from rich.console import Console
+
+from strongreg.experiments.compare import Job
+from strongreg.experiments.console import ProgressBars, show_table
+from strongreg.experiments.engine import EpochMetrics, RunResult
+from strongreg.experiments.table import HEADER, MethodSummary, cells
+
+JOB = Job("coherent", 12)
+TITLE = "plain_cnn on digits, sparse_group of strength 0.00512, 100 epochs"
+
+
+def _metrics(epoch: int, compression: float | None = 51.0) -> EpochMetrics:
+    return EpochMetrics(epoch, 0.02, 0.3, 0.961, 1000, compression, 0.7, 0.48, 1.0, 1.0, 1.0)
+
+
+def _result(compression: float | None = 51.0) -> RunResult:
+    args = ("coherent", "digits", "plain_cnn", "l1", 0.005, "", 12, 0.961, 51000, 1000, compression, 0.48, 20.4)
+    return RunResult(*args, num_parameters=52000, num_nonzero_parameters=1500, alive=True)
+
+
+def _console(*, terminal: bool) -> tuple[Console, io.StringIO]:
+    output = io.StringIO()
+    return Console(file=output, width=80, force_terminal=terminal, color_system=None), output
+
+
+def _watch(compression: float | None, *, terminal: bool) -> str:
+    console, output = _console(terminal=terminal)
+    with ProgressBars(console, 3, 100) as progress:
+        for epoch in range(1, 13):
+            progress.on_epoch(JOB, _metrics(epoch, compression))
+    return output.getvalue()
+
+
+def test_without_a_terminal_each_finished_run_is_a_plain_line():
+    console, output = _console(terminal=False)
+    with ProgressBars(console, 2, 100) as progress:
+        progress.on_epoch(JOB, _metrics(1))
+        assert output.getvalue() == ""
+        progress.on_result(JOB, _result())
+        progress.on_result(Job("always", 0), _result(None))
+    lines = ["[1/2] coherent, seed 12: accuracy 96.1%, 51.0x smaller, 20 s"]
+    lines += ["[2/2] always, seed 0: accuracy 96.1%, nothing left, 20 s"]
+    assert output.getvalue().splitlines() == lines
+
+
+def test_on_a_terminal_the_bar_of_a_run_shows_how_far_it_is():
+    shown = _watch(51.0, terminal=True)
+    assert "all epochs" in shown
+    assert "coherent, seed 12" in shown
+    assert "96.1%" in shown
+    assert "51.0x" in shown
+
+
+def test_the_bars_fit_into_80_columns():
+    shown = _watch(51.0, terminal=True)
+    assert "…" not in shown
+    assert re.search(r"\b12/100\b", shown)
+
+
+def test_a_run_without_weights_says_that_nothing_is_left():
+    assert "nothing left" in _watch(None, terminal=True)
+
+
+def test_the_bar_of_a_finished_run_gives_way_to_its_line():
+    console, output = _console(terminal=True)
+    with ProgressBars(console, 1, 100) as progress:
+        progress.on_epoch(JOB, _metrics(100))
+        progress.on_result(JOB, _result())
+        output.truncate(0)
+    last = output.getvalue()
+    assert "all epochs" in last
+    assert "coherent" not in last
+
+
+def test_a_result_without_any_epoch_is_no_error():
+    console, output = _console(terminal=True)
+    with ProgressBars(console, 1, 100) as progress:
+        progress.on_result(JOB, _result())
+    assert "[1/1] coherent, seed 12" in output.getvalue()
+
+
+def _summary(method, accuracy, error, kept, compression, alive=5) -> MethodSummary:
+    return MethodSummary(method, 5, alive, accuracy, error, kept, compression, 0.48, 120.0)
+
+
+ONE_SEED = [
+    _summary("dense", 0.981, math.nan, 1.0, (1.0, 1.0)),
+    _summary("always", 0.103, math.nan, 0.0, (math.inf, math.inf), alive=0),
+    _summary("delayed", 0.972, math.nan, 0.0301, (33.2, 33.2)),
+    _summary("coherent", 0.961, math.nan, 0.0196, (51.0, 51.0)),
+]
+FIVE_SEEDS = [
+    _summary("dense", 0.981, 0.0035, 1.0, (1.0, 1.0)),
+    _summary("always", 0.103, 0.0, 0.0, (math.inf, math.inf), alive=0),
+    _summary("delayed", 0.972, 0.0125, 0.0301, (33.2, 41.7)),
+    _summary("coherent", 0.961, 0.0049, 0.0196, (151.0, 155.2)),
+]
+PARTLY_DEAD = [*FIVE_SEEDS[:1], _summary("always", 0.303, 0.3124, 0.0002, (1255.0, math.inf), alive=2)]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("summaries", [ONE_SEED, FIVE_SEEDS, PARTLY_DEAD], ids=["one", "five", "partly_dead"])
+def test_the_table_fits_into_80_columns_without_leaving_anything_out(summaries, terminal):
+    console, output = _console(terminal=terminal)
+    show_table(console, TITLE, summaries)
+    lines = output.getvalue().splitlines()
+    assert "…" not in output.getvalue()
+    assert max(map(len, lines)) <= 80
+    assert TITLE in " ".join(output.getvalue().split())
+    (header,) = (line for line in lines if "method" in line)
+    assert header.split() == " ".join(HEADER).split()
+    for summary in summaries:
+        (row,) = (line for line in lines if line.split()[:1] == [summary.method])
+        assert row.split() == " ".join(cells(summary)).split()
+
+
+def test_a_method_that_died_with_every_seed_is_red():
+    output = io.StringIO()
+    show_table(Console(file=output, width=80, force_terminal=True, color_system="standard"), TITLE, PARTLY_DEAD)
+    assert "\x1b[31m" not in output.getvalue()
+    show_table(Console(file=output, width=80, force_terminal=True, color_system="standard"), TITLE, ONE_SEED)
+    (red,) = (line for line in output.getvalue().splitlines() if "\x1b[31m" in line)
+    assert "always" in red

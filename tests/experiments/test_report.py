@@ -1,0 +1,180 @@
+"""The report: one file that shows why one run died and another lived."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from strongreg.experiments.compare import Comparison
+from strongreg.experiments.config import METHODS, RunConfig
+from strongreg.experiments.data import load_data
+from strongreg.experiments.engine import train
+from strongreg.experiments.report import write_report
+
+CONFIG = RunConfig(model="lenet300", epochs=2, strength=0.015)
+SEEDS = [0, 1]
+
+
+class _Page(HTMLParser):
+    """The tags, attributes and texts of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags, self.attributes, self.texts = [], [], []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_data(self, data):
+        self.texts += [data.strip()] if data.strip() else []
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """Four methods with two seeds, trained in this process."""
+    directory, data = tmp_path_factory.mktemp("report"), load_data("digits")
+    for job in Comparison(CONFIG, METHODS, SEEDS, directory).jobs:
+        train(CONFIG, job.method, job.seed, data, directory / "runs" / job.directory_name, lambda metrics: None)
+    return directory
+
+
+def _report(directory: Path, methods=METHODS, seeds=SEEDS) -> str:
+    file = directory / "report.html"
+    write_report(Comparison(CONFIG, methods, seeds, directory), file)
+    return file.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def html(trained) -> str:
+    return _report(trained)
+
+
+@pytest.fixture
+def directory(trained, tmp_path) -> Path:
+    return shutil.copytree(trained, tmp_path / "copy")
+
+
+def _change(directory: Path, run: str, **changes) -> None:
+    folder = directory / "runs" / run
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    metrics = [line | {k: v for k, v in changes.items() if k in line} for line in lines]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {k: v for k, v in changes.items() if k in result}))
+
+
+def test_the_report_needs_no_other_file_and_no_network(html):
+    page = _Page(html)
+    assert not set(page.tags) & {"script", "link", "img", "iframe", "object", "embed", "base", "video", "audio"}
+    references = [value for _, name, value in page.attributes if name in {"src", "href", "xlink:href", "data"}]
+    assert all(value.startswith("#") for value in references)
+    assert not [name for _, name, _ in page.attributes if name.startswith("on") or name == "srcset"]
+    assert all(target.startswith("#") for target in re.findall(r"url\(['\"]?([^)]*)\)", html))
+    assert "@import" not in html
+    # what is left are the names of XML namespaces and of the drawing's type, which nothing fetches
+    names = ("xmlns", "rdf:resource")
+    urls = [value for _, name, value in page.attributes if "://" in value and not name.startswith(names)]
+    assert urls == []
+
+
+def test_everything_that_a_drawing_refers_to_is_there_once(html):
+    ids = Counter(value for _, name, value in _Page(html).attributes if name == "id")
+    wanted = set(re.findall(r"url\(#([^)]*)\)", html)) | set(re.findall(r'href="#([^"]*)"', html))
+    assert wanted
+    assert {name: ids[name] for name in wanted} == dict.fromkeys(wanted, 1)
+
+
+def test_the_report_is_one_html_page_with_three_drawings(html):
+    page = _Page(html)
+    assert html.startswith("<!doctype html>")
+    assert (page.tags.count("html"), page.tags.count("body"), page.tags.count("svg")) == (1, 1, 3)
+    assert html.count("<svg") == html.count("</svg>") == 3
+    assert "<?xml" not in html
+    assert "<!DOCTYPE svg" not in html
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "test accuracy (%)",
+        "weights that are not 0",
+        "‖g‖ of the loss",
+        "‖λr‖ of the penalty",
+        "coherence",
+        "share of open steps",
+        "epoch",
+        *METHODS,
+    ],
+)
+def test_the_drawings_name_what_they_show(html, text):
+    assert text in _Page("".join(re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL))).texts
+
+
+def test_the_report_shows_every_method_every_run_and_the_whole_configuration(html):
+    page = _Page(html)
+    assert "lenet300 on digits: dense, always, delayed, coherent" in page.texts
+    rows = re.findall(r"<tr[^>]*><td>(.*?)</td><td>(.*?)</td>", html)
+    assert [first for first, _ in rows] == [*METHODS, *[method for _ in SEEDS for method in METHODS]]
+    assert [second for _, second in rows[4:]] == ["0"] * 4 + ["1"] * 4
+    assert all("±" in second for _, second in rows[:4])
+    for name, value in CONFIG.model_dump().items():
+        assert f"<dt>{name}</dt><dd>{value}</dd>" in html
+
+
+def test_numbers_of_a_run_are_those_of_its_result(trained, html):
+    result = json.loads((trained / "runs" / "coherent-seed1" / "result.json").read_text())
+    (row,) = re.findall(r"<tr[^>]*><td>coherent</td><td>1</td>.*?</tr>", html)
+    assert f"<td>{100 * result['accuracy']:.1f} %</td>" in row
+    assert f"<td>{result['num_nonzero']:,}</td>" in row
+    assert f"<td>{result['compression']:.1f}</td>" in row
+
+
+def test_one_seed_has_no_interval(directory):
+    for run in directory.glob("runs/*-seed0"):
+        (run / "result.json").unlink()
+    html = _report(directory, seeds=[1])
+    assert "±" not in html
+    assert "confidence" not in html
+    assert "1 seed(s)" in html
+
+
+def test_runs_that_are_missing_are_left_out(directory):
+    for run in ("dense-seed0", "always-seed0", "always-seed1", "delayed-seed0", "delayed-seed1"):
+        (directory / "runs" / run / "result.json").unlink()
+    assert "lenet300 on digits: dense, coherent" in _Page(_report(directory)).texts
+
+
+def test_a_dead_run_is_marked_and_has_nothing_left(directory):
+    for seed in SEEDS:
+        _change(directory, f"always-seed{seed}", num_nonzero=0, compression=None, alive=False, accuracy=0.1)
+    rows = re.findall(r'<tr class="dead">.*?</tr>', _report(directory))
+    assert len(rows) == 3  # the method and its two runs
+    assert all("<td>always</td>" in row and "nothing left" in row for row in rows)
+
+
+@pytest.mark.parametrize("methods", [METHODS, ["coherent"]])
+def test_a_run_that_diverged_is_drawn_with_gaps(directory, methods):
+    norms = dict.fromkeys(("coherence", "gradient_norm", "penalty_norm", "weight_norm", "train_loss"))
+    for method in methods:
+        _change(directory, f"{method}-seed0", **norms)
+    assert _report(directory, methods, [0]).count("<svg") == 3
+
+
+def test_a_run_without_penalty_is_drawn(directory):
+    assert _report(directory, ["dense"], [0]).count("<svg") == 3
+
+
+def test_text_from_the_runs_is_escaped(directory):
+    _change(directory, "coherent-seed0", gate="<script>alert('1')</script>")
+    html = _report(directory)
+    assert "script" not in _Page(html).tags
+    assert "&lt;script&gt;" in html
