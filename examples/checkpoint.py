@@ -13,9 +13,9 @@ def build() -> tuple[nn.Module, torch.optim.Optimizer, strongreg.Regularizer]:
     """A network with different penalties for its two halves."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 6 * 6, 10))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    penalties = {"0.weight": strongreg.GroupL2(1e-2), "*.weight": strongreg.L1(1e-3)}
-    return model, optimizer, strongreg.Regularizer(model, penalties, schedule=strongreg.Refit(40)).attach(optimizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    penalties = {"0.weight": strongreg.GroupL2(0.02), "*.weight": strongreg.L1(0.05)}
+    return model, optimizer, strongreg.Regularizer(model, penalties, schedule=strongreg.Refit(150)).attach(optimizer)
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
@@ -29,10 +29,10 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> N
 
 
 whole, optimizer, _ = build()
-train(whole, optimizer, range(60))
+train(whole, optimizer, range(200))
 
 first, optimizer, _ = build()
-train(first, optimizer, range(30))
+train(first, optimizer, range(100))
 file = Path(tempfile.mkdtemp()) / "checkpoint.pt"
 torch.save({"model": first.state_dict(), "optimizer": optimizer.state_dict()}, file)
 
@@ -40,7 +40,7 @@ second, optimizer, reg = build()
 checkpoint = torch.load(file, weights_only=True)
 second.load_state_dict(checkpoint["model"])
 optimizer.load_state_dict(checkpoint["optimizer"])
-train(second, optimizer, range(30, 60))
+train(second, optimizer, range(100, 200))
 
 same = all(torch.equal(p, q) for p, q in zip(whole.parameters(), second.parameters(), strict=True))
 print(f"bit for bit the run without interruption: {same}")

@@ -35,9 +35,9 @@ class RunConfig(BaseModel):
     """Network: plain_cnn or lenet300."""
     penalty: str = "l1"
     """Penalty: l1, l2, elastic_net, group_l2, sparse_group or mcp."""
-    strength: float = Field(0.008, ge=0)
+    strength: float = Field(0.005, ge=0)
     """Strength of the penalty, the factor lambda of L + lambda * Omega."""
-    strength_scale: Literal["uniform", "inverse_std"] = "inverse_std"
+    strength_scale: Literal["uniform", "inverse_std"] = "uniform"
     """Strength per tensor: the same for all, or in inverse proportion to the spread of its first weights."""
     gate_threshold: float = Field(0.7, ge=-1, le=1)
     """Threshold of the coherence gate, a cosine."""

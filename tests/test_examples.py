@@ -1,0 +1,41 @@
+"""Every example runs as it stands, and shows what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def _run(name: str, directory: Path) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", str(EXAMPLES / name)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=directory, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_the_list_of_examples_is_complete():
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"two_lines.py", "checkpoint.py"}
+
+
+@pytest.mark.slow
+def test_two_lines_give_an_accurate_network_with_20_times_fewer_weights(tmp_path):
+    output = _run("two_lines.py", tmp_path)
+    total = next(line for line in output.splitlines() if line.startswith("total"))
+    assert float(total.split()[-2]) >= 20
+    assert float(re.search(r"test accuracy ([\d.]+)%", output)[1]) >= 92
+
+
+def test_a_run_goes_on_bit_for_bit_from_a_checkpoint(tmp_path):
+    output = _run("checkpoint.py", tmp_path)
+    assert "bit for bit the run without interruption: True" in output
+    total = next(line for line in output.splitlines() if line.startswith("total"))
+    assert float(total.split()[-2]) > 1.5

@@ -1,0 +1,31 @@
+"""``import strongreg`` is light, silent, and needs torch and numpy alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+_REPORT = """
+import sys, time
+import numpy, torch
+before, start = set(sys.modules), time.perf_counter()
+import strongreg
+seconds = time.perf_counter() - start
+print(seconds)
+print(*sorted({name.split(".")[0] for name in set(sys.modules) - before}))
+"""
+
+
+def _import() -> tuple[float, set[str]]:
+    done = subprocess.run([sys.executable, "-W", "error", "-c", _REPORT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    seconds, names = done.stdout.splitlines()
+    return float(seconds), set(names.split())
+
+
+def test_nothing_but_torch_and_numpy_is_imported_and_it_takes_less_than_300_ms_on_top_of_them():
+    runs = [_import() for _ in range(3)]
+    for _, names in runs:
+        assert names - set(sys.stdlib_module_names) <= {"strongreg", "torch", "numpy"}
+    assert min(seconds for seconds, _ in runs) < 0.3
