@@ -88,6 +88,7 @@ def measure(
     factors: Sequence[float | Tensor],
     weights: Sequence[Tensor],
     device: torch.device,
+    pull_sq: Tensor | None = None,
 ) -> Measurement:
     """Inner products of pulls and penalty gradients at full strength.
 
@@ -97,6 +98,7 @@ def measure(
         factors: what each pull is to be multiplied by, K entries; tensors have one entry.
         weights: where to take the penalty gradients, K tensors.
         device: where to gather the scalars.
+        pull_sq: squared norms of the pulls times their factors where they are known already, shape (K,).
 
     Returns:
         The inner products.
@@ -104,15 +106,16 @@ def measure(
     dtype = scalar_dtype(device)
     zero = torch.zeros((), dtype=dtype, device=device)
     rows: list[Tensor] = []
-    for target, pull, factor, weight in zip(targets, pulls, factors, weights, strict=True):
+    known = [None] * len(targets) if pull_sq is None else pull_sq.unbind()
+    for target, pull, factor, weight, square in zip(targets, pulls, factors, weights, known, strict=True):
         if pull is None:
             rows += [zero, zero, zero]
             continue
-        products = inner_products(pull, target.penalty.subgradient(weight))
-        pull_sq, cross, penalty_sq = (product.to(device=device, dtype=dtype) for product in products)
+        products = inner_products(pull, target.penalty.subgradient(weight), square)
+        own_sq, cross, penalty_sq = (product.to(device=device, dtype=dtype) for product in products)
         if isinstance(factor, Tensor):
             factor = factor.to(device=device, dtype=dtype).reshape(())
-        rows += [pull_sq * factor**2, cross * factor, penalty_sq]
+        rows += [own_sq * factor**2 if square is None else square, cross * factor, penalty_sq]
     return Measurement(*torch.stack(rows).reshape(len(targets), 3).unbind(dim=1))
 
 

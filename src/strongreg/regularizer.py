@@ -15,6 +15,7 @@ from torch.optim import LBFGS, Optimizer
 
 from strongreg.counts import StepCounts
 from strongreg.decision import BeforeStep, Decision, decide, history_record, measure
+from strongreg.devices import reading_is_free
 from strongreg.gates import CoherenceGate, Gate
 from strongreg.groups import PenaltySpec, Target, inverse_std_scales, select_targets
 from strongreg.history import History
@@ -418,11 +419,11 @@ class Regularizer:
         """Measure and decide; the weights are still those before the step, or ``before`` holds a copy of them."""
         groups = self._index.groups(optimizer)
         if self._decides_after_step(optimizer):
-            pulls, factors = step_pulls(self.targets, optimizer, groups, before)
+            (pulls, factors), pull_sq = step_pulls(self.targets, optimizer, groups, before), None
         else:
-            pulls, factors = gradient_pulls(self.targets, optimizer, groups)
+            (pulls, factors), pull_sq = gradient_pulls(self.targets, optimizer, groups), before.gradient_sq
         device = before.gradient_sq.device
-        measured = measure(self.targets, pulls, factors, before.weights, device)
+        measured = measure(self.targets, pulls, factors, before.weights, device, pull_sq)
         self._counts.to(device)
         step = self._counts.step
         multipliers = self.schedule.factor(step) * self._constant(self._scales, scalar_dtype(device), device)
@@ -476,4 +477,4 @@ class Regularizer:
     @property
     def _reading_is_free(self) -> bool:
         """Whether the host can look at a tensor without waiting for an accelerator."""
-        return self.targets[0].param.device.type == "cpu"
+        return reading_is_free(self.targets[0].param.device)

@@ -35,8 +35,14 @@ class _NoLooking(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def _blind(monkeypatch, blind=True):
+    """Whether the library takes the CPU for an accelerator."""
+    for module in ("coherence", "regularizer"):
+        monkeypatch.setattr(f"strongreg.{module}.reading_is_free", lambda device: not blind)
+
+
 def _run(name, monkeypatch, *, blind, penalty, gate, schedule, mode, nan_at=None, steps=9):
-    monkeypatch.setattr(Regularizer, "_reading_is_free", property(lambda self: not blind))
+    _blind(monkeypatch, blind)
     model = make_model(name)
     optimizer = make_optimizer(name, model.parameters())
     reg = Regularizer(model, penalty, gate=gate, schedule=schedule, mode=mode).attach(optimizer)
@@ -85,7 +91,7 @@ def test_the_device_path_never_looks_and_gives_the_same_bits(name, monkeypatch, 
 
 
 def test_a_closed_gate_on_the_device_path_keeps_every_bit_and_the_sign_of_zero(monkeypatch):
-    monkeypatch.setattr(Regularizer, "_reading_is_free", property(lambda self: False))
+    _blind(monkeypatch)
     weight = nn.Parameter(torch.tensor([[0.0, -0.0, 1.0], [float("inf"), -2.0, 1e-30]]))
     model = nn.ParameterDict({"weight": weight})
     optimizer = torch.optim.SGD([weight], lr=0.1)
