@@ -53,7 +53,33 @@ class Constant(Schedule):
 
 
 @dataclass(frozen=True)
-class LinearRamp(Schedule):
+class _Ramp(Schedule):
+    """From one factor to another over some steps."""
+
+    steps: int
+    initial: float = 0.0
+    final: float = 1.0
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the hyper-parameters."""
+        check_steps(self, "steps", minimum=1)
+        check_steps(self, "start", minimum=0)
+        check_number(self, "initial", minimum=0.0)
+        check_number(self, "final", minimum=0.0)
+
+    def factor(self, step: Tensor) -> Tensor:
+        """See :meth:`Schedule.factor`."""
+        progress = ((step - self.start).to(scalar_dtype(step.device)) / self.steps).clamp(0, 1)
+        return self.initial + (self.final - self.initial) * self._rise(progress)
+
+    @abc.abstractmethod
+    def _rise(self, progress: Tensor) -> Tensor:
+        """The share of the way done after a share of the steps, both in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class LinearRamp(_Ramp):
     """The factor moves in a straight line from ``initial`` to ``final`` over ``steps`` steps and stays there.
 
     Args:
@@ -72,22 +98,12 @@ class LinearRamp(Schedule):
         tensor(0.5000, dtype=torch.float64)
     """
 
-    steps: int
-    initial: float = 0.0
-    final: float = 1.0
-    start: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the hyper-parameters."""
-        _check_ramp(self)
-
-    def factor(self, step: Tensor) -> Tensor:
-        """See :meth:`Schedule.factor`."""
-        return self.initial + (self.final - self.initial) * _progress(step, self.start, self.steps)
+    def _rise(self, progress: Tensor) -> Tensor:
+        return progress
 
 
 @dataclass(frozen=True)
-class CosineRamp(Schedule):
+class CosineRamp(_Ramp):
     """The factor moves from ``initial`` to ``final`` along half a cosine over ``steps`` steps and stays there.
 
     Args:
@@ -106,19 +122,8 @@ class CosineRamp(Schedule):
         tensor(1., dtype=torch.float64)
     """
 
-    steps: int
-    initial: float = 0.0
-    final: float = 1.0
-    start: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the hyper-parameters."""
-        _check_ramp(self)
-
-    def factor(self, step: Tensor) -> Tensor:
-        """See :meth:`Schedule.factor`."""
-        rise = (1 - torch.cos(math.pi * _progress(step, self.start, self.steps))) / 2
-        return self.initial + (self.final - self.initial) * rise
+    def _rise(self, progress: Tensor) -> Tensor:
+        return (1 - torch.cos(math.pi * progress)) / 2
 
 
 @dataclass(frozen=True)
@@ -169,14 +174,3 @@ class Refit(Schedule):
     def factor(self, step: Tensor) -> Tensor:
         """See :meth:`Schedule.factor`."""
         return torch.where(step < self.start, self.before.factor(step), 0.0)
-
-
-def _progress(step: Tensor, start: int, steps: int) -> Tensor:
-    return ((step - start).to(scalar_dtype(step.device)) / steps).clamp(0, 1)
-
-
-def _check_ramp(ramp: LinearRamp | CosineRamp) -> None:
-    check_steps(ramp, "steps", minimum=1)
-    check_steps(ramp, "start", minimum=0)
-    check_number(ramp, "initial", minimum=0.0)
-    check_number(ramp, "final", minimum=0.0)

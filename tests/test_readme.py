@@ -1,0 +1,85 @@
+"""The README's code runs, its tables are the recorded runs, and its commands exist."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from strongreg.experiments.config import default_config
+from strongreg.experiments.engine import RunResult
+from strongreg.experiments.table import HEADER, cells, summarize
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RECORDED = ROOT / "benchmarks" / "results"
+
+
+def _recorded(penalty: str) -> list[RunResult]:
+    return [RunResult(**run) for run in json.loads((RECORDED / f"compare-{penalty}.json").read_text())["runs"]]
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_the_code_runs(code, capsys):
+    """Each block by itself, with a network whose layers have the names that the README uses."""
+    model = nn.Sequential()
+    model.features = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten())
+    model.body, model.head = nn.Linear(64, 8), nn.Linear(8, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    names = {
+        "torch": torch,
+        "strongreg": __import__("strongreg"),
+        "model": model,
+        "optimizer": optimizer,
+        "num_steps": 4,
+    }
+    exec(code, names)
+    for _ in range(4):
+        names["optimizer"].zero_grad()
+        model(torch.randn(8, 1, 8, 8)).square().mean().backward()
+        names["optimizer"].step()
+    summary = names["reg"].summary()
+    assert summary.num_steps == 4
+    assert summary.total.num_weights > 0
+
+
+@pytest.mark.parametrize("penalty", ["l1", "l2"])
+def test_the_table_is_that_of_the_recorded_runs(penalty):
+    results = _recorded(penalty)
+    assert {(r.penalty, r.strength) for r in results if r.method != "dense"} == {
+        (penalty, default_config(penalty).strength)
+    }
+    assert {r.seed for r in results} == set(range(5))
+    assert "| " + " | ".join(HEADER[:-1]) + " |" in README
+    for summary in summarize(results):
+        assert "| " + " | ".join(cells(summary)[:-1]) + " |" in README
+
+
+def test_the_recorded_runs_show_collapse_and_rescue():
+    for penalty in ("l1", "l2"):
+        runs = {
+            method: [r for r in _recorded(penalty) if r.method == method] for method in ("dense", "always", "coherent")
+        }
+        assert sum(r.accuracy for r in runs["dense"]) / 5 >= 0.97
+        assert all(r.accuracy <= 0.2 for r in runs["always"])
+        assert all(r.accuracy >= 0.9 for r in runs["coherent"])
+    coherent = [r for r in _recorded("l1") if r.method == "coherent"]
+    assert sum(r.accuracy for r in coherent) / 5 >= 0.96
+    assert all(r.compression >= 40 for r in coherent)
+
+
+def test_every_target_of_make_is_there():
+    targets = re.findall(r"^make (\w+)", README, re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text()
+    assert set(targets) == {"demo", "test"}
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+
+
+def test_every_link_within_the_project_leads_somewhere():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
