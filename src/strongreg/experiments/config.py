@@ -35,9 +35,13 @@ class RunConfig(BaseModel):
     """Network: plain_cnn or lenet300."""
     penalty: str = "l1"
     """Penalty: l1, l2, elastic_net, group_l2, sparse_group or mcp."""
-    strength: float = Field(0.015, ge=0)
-    """Strength of the penalty, the factor lambda of L + lambda * Omega."""
-    strength_scale: Literal["uniform", "inverse_std"] = "inverse_std"
+    strength: float = Field(0.0125, ge=0)
+    """Strength of the penalty, the factor lambda of L + lambda * Omega, when it begins to act."""
+    strength_final: float = Field(0.2, ge=0)
+    """Factor on the strength that it relaxes to, along half a cosine."""
+    strength_ramp_share: float = Field(0.2, ge=0, le=1)
+    """Share of the epochs in which it does; 0 for a constant strength."""
+    strength_scale: Literal["uniform", "inverse_std"] = "uniform"
     """Strength per tensor: the same for all, or in inverse proportion to the spread of its first weights."""
     gate_threshold: float = Field(0.7, ge=-1, le=1)
     """Threshold of the coherence gate, a cosine."""
@@ -53,16 +57,16 @@ class RunConfig(BaseModel):
     """Momentum of SGD."""
     weight_decay: float = Field(0.0, ge=0)
     """Weight decay of SGD, for every method alike."""
-    delay_share: float = Field(0.05, ge=0, le=1)
+    delay_share: float = Field(1 / 6, ge=0, le=1)
     """Share of the epochs that the delayed method trains without penalty."""
-    refit_share: float = Field(0.85, ge=0, le=1)
+    refit_share: float = Field(0.5, ge=0, le=1)
     """Share of the epochs, at the end, in which zeros stay zero and the penalty is off."""
     device: str = "cpu"
     """Torch device: cpu, cuda, cuda:1, mps."""
 
 
 _RECIPES: dict[str, dict[str, Any]] = {
-    "l2": {"strength": 0.1, "strength_scale": "uniform", "refit_share": 0.5, "delay_share": 1 / 6},
+    "l2": {"strength": 0.1, "strength_ramp_share": 0.0, "epochs": 60},
 }
 """Fields that differ from the defaults, by penalty: at these strengths the penalty always on kills plain_cnn."""
 

@@ -21,7 +21,7 @@ from strongreg.experiments.models import build_model
 from strongreg.gates import AlwaysOpen, CoherenceGate, Delay, Gate
 from strongreg.penalties import L1
 from strongreg.regularizer import Regularizer
-from strongreg.schedules import Constant, Refit, Schedule
+from strongreg.schedules import Constant, CosineRamp, Refit, Schedule
 
 _EVALUATION_BATCH = 1024
 _CHANCE_MARGIN = 1.5
@@ -170,8 +170,9 @@ def _lr_factor(step: int, num_held: int, num_steps: int) -> float:
 def build_regularizer(model: nn.Module, config: RunConfig, method: Method, num_steps: int) -> Regularizer:
     """The regularizer of a method.
 
-    All methods with a penalty end with the same refit, so that they differ in nothing but the gate. The dense method
-    carries a penalty of strength 0, which changes no bit of the training and measures the same norms.
+    All methods with a penalty relax its strength in the same way from where it begins to act, and end with the same
+    refit, so that they differ in nothing but the gate. The dense method carries a penalty of strength 0, which changes
+    no bit of the training and measures the same norms.
 
     Args:
         model: the network.
@@ -184,11 +185,16 @@ def build_regularizer(model: nn.Module, config: RunConfig, method: Method, num_s
     """
     if method == "dense":
         return Regularizer(model, L1(0.0), gate=AlwaysOpen())
-    refit_start = round(num_steps * (1 - config.refit_share))
-    schedule: Schedule = Refit(refit_start) if config.refit_share > 0 else Constant()
+    delay = round(num_steps * config.delay_share) if method == "delayed" else 0
+    ramp_steps, refit_start = (round(num_steps * x) for x in (config.strength_ramp_share, 1 - config.refit_share))
+    schedule: Schedule = Constant()
+    if ramp_steps > 0:
+        schedule = CosineRamp(ramp_steps, initial=1.0, final=config.strength_final, start=delay)
+    if config.refit_share > 0:
+        schedule = Refit(refit_start, before=schedule)
     gates: dict[Method, Gate] = {
         "always": AlwaysOpen(),
-        "delayed": Delay(round(num_steps * config.delay_share)),
+        "delayed": Delay(delay),
         "coherent": CoherenceGate(config.gate_threshold),
     }
     return Regularizer(
