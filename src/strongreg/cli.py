@@ -39,7 +39,7 @@ strongreg compare
 
 strongreg compare --seeds 5 --out five-seeds
 
-strongreg compare --penalty l2 --strength 0.03 --epochs 60
+strongreg compare --penalty l2 --seeds 3
 
 strongreg compare --json > results.json"""
 _EPILOG_TRAIN = """Examples:
@@ -62,7 +62,7 @@ Model = Annotated[str, typer.Option(help="Network: plain_cnn or lenet300.")]
 PenaltyName = Annotated[str, typer.Option("--penalty", help="l1, l2, elastic_net, group_l2, sparse_group or mcp.")]
 Strength = Annotated[
     float | None,
-    typer.Option(help="Strength lambda of the penalty, >= 0. Default: one that kills the network when always on."),
+    typer.Option(help="Strength lambda of the penalty, >= 0. Default: 0.1 for l2, 0.0125 for the others."),
 ]
 StrengthScale = Annotated[
     str | None,

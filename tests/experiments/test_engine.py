@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
-from strongreg import L1, AlwaysOpen, CoherenceGate, Constant, Delay, Refit
+from strongreg import L1, AlwaysOpen, CoherenceGate, Constant, CosineRamp, Delay, Refit
 from strongreg.experiments import engine
 from strongreg.experiments.config import METHODS, RunConfig
 from strongreg.experiments.data import ImageData
@@ -165,7 +165,9 @@ def _regularizer(method, **changes):
 def test_methods_differ_in_nothing_but_the_gate(method, gate):
     regularizer = _regularizer(method, epochs=12, gate_threshold=0.3)
     assert regularizer.gate == gate
-    assert regularizer.schedule == Refit(6 * NUM_BATCHES)
+    delay = gate.steps if method == "delayed" else 0
+    ramp = CosineRamp(10, initial=1.0, final=0.2, start=delay)  # a fifth of the 48 steps, from where the penalty begins
+    assert regularizer.schedule == Refit(6 * NUM_BATCHES, before=ramp)
     assert {target.name for target in regularizer.targets} == {"1.weight", "3.weight", "5.weight"}
     assert all(target.penalty == L1(0.02) for target in regularizer.targets)
 
@@ -177,7 +179,8 @@ def test_the_dense_method_carries_a_penalty_of_strength_0():
 
 
 def test_without_refit_the_penalty_acts_to_the_end(tmp_path, data):
-    assert _regularizer("always", refit_share=0.0).schedule == Constant()
+    assert _regularizer("always", refit_share=0.0).schedule == CosineRamp(10, initial=1.0, final=0.2)
+    assert _regularizer("always", refit_share=0.0, strength_ramp_share=0.0).schedule == Constant()
     result = _train(tmp_path, data, "always", refit_share=0.0)
     assert [line["open_fraction"] for line in _lines(tmp_path)] == [1.0] * 4
     assert result.open_fraction == 1.0

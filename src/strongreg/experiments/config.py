@@ -68,7 +68,7 @@ class RunConfig(BaseModel):
 _RECIPES: dict[str, dict[str, Any]] = {
     "l2": {"strength": 0.1, "strength_ramp_share": 0.0, "epochs": 60},
 }
-"""Fields that differ from the defaults, by penalty: at these strengths the penalty always on kills plain_cnn."""
+"""Fields that differ from the defaults, by penalty."""
 
 
 def default_config(penalty: str) -> RunConfig:
