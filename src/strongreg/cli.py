@@ -225,7 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         code = _fail(str(error))
     except _ClickException as error:
-        code = _fail(error.format_message())  # type: ignore[attr-defined]
+        hint = "" if arguments or sys.argv[1:] else " strongreg --help shows them"
+        code = _fail(error.format_message() + hint)  # type: ignore[attr-defined]
     except (KeyboardInterrupt, typer.Abort):
         code = _fail("interrupted")
     sys.exit(code if isinstance(code, int) else 0)

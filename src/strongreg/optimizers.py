@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import ASGD, LBFGS, SGD, Optimizer, RMSprop
+from torch.optim.lr_scheduler import LRScheduler
 
 from strongreg.groups import Target
 from strongreg.penalties import L2, ElasticNet
@@ -70,7 +71,7 @@ def unwrap(optimizer: Any) -> Optimizer:
         TypeError: there is no torch optimizer.
     """
     inner = getattr(optimizer, "optimizer", optimizer)
-    if not isinstance(inner, Optimizer):
+    if not isinstance(inner, Optimizer) or isinstance(optimizer, LRScheduler):
         raise TypeError(f"attach needs a torch.optim.Optimizer, got {type(optimizer).__name__}")
     return inner
 

@@ -215,7 +215,7 @@ class Regularizer:
 
     @property
     def num_nonfinite(self) -> int:
-        """Steps at which the loss gradient held NaN or infinity; the gate stayed closed."""
+        """Steps with NaN or infinity in the loss gradient; the gate stayed closed."""
         return int(self._counts.num_nonfinite)
 
     @torch.no_grad()
@@ -240,8 +240,8 @@ class Regularizer:
             SummaryRow(t.name, tuple(t.param.shape), t.param.numel(), int((t.param == 0).sum()), share)
             for t, share in zip(self.targets, shares, strict=True)
         )
-        before_refit = 0 < steps <= self.schedule.refit_start
-        zeros_moved = self.mode == "proximal" and before_refit and not bool(self._counts.last_open.all())
+        makes_zeros = self.mode == "proximal" and any(t.penalty.has_exact_zeros for t in self.targets)
+        zeros_moved = makes_zeros and steps <= self.schedule.refit_start and not bool(self._counts.last_open.all())
         return Summary(rows, steps, self.num_nonfinite, zeros_moved)
 
     def _weighted_value(self, multipliers: Sequence[float | Tensor]) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+_RARELY = 0.01
+
 
 @dataclass(frozen=True)
 class SummaryRow:
@@ -81,7 +83,13 @@ class Summary:
         steps = f"{self.num_steps} steps"
         if self.num_nonfinite:
             steps += f", {self.num_nonfinite} of them with a non-finite gradient (gate closed)"
-        if self.zeros_moved:
+        opened = self.total.open_fraction
+        if self.num_steps and opened < _RARELY:
+            steps += (
+                f"\nthe penalty acted at {opened:.1%} of the steps and had next to no effect: unless that is intended, "
+                "lower the strength or the gate's threshold"
+            )
+        elif self.num_steps and self.zeros_moved:
             steps += (
                 "\na gate was closed at the last step, which sets its zeros free to move; to end with them, finish the "
                 "run with schedule=Refit(...)"

@@ -249,3 +249,29 @@ def test_group_penalty_takes_the_output_channels_of_transposed_convolutions():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 6, 3))
     reg = Regularizer(model, GroupL2(0.1))
     assert [t.penalty.dim for t in reg.targets] == [0, 1]
+
+
+def test_a_scheduler_is_not_taken_for_its_optimizer():
+    model = _net()
+    scheduler = torch.optim.lr_scheduler.StepLR(_sgd(model), 1)
+    with pytest.raises(TypeError, match=r"needs a torch.optim.Optimizer, got StepLR"):
+        Regularizer(model, L1(0.1)).attach(scheduler)
+
+
+@pytest.mark.parametrize("penalty", [L1(0.1), L2(0.1)], ids=repr)
+def test_the_summary_says_that_a_penalty_which_never_acted_had_no_effect(penalty):
+    model = _net()
+    optimizer = _sgd(model)
+    reg = Regularizer(model, penalty, gate=Delay(100)).attach(optimizer)
+    assert "no effect" not in str(reg.summary())
+    _step(model, optimizer)
+    assert "the penalty acted at 0.0% of the steps and had next to no effect" in str(reg.summary())
+
+
+def test_the_summary_does_not_speak_of_zeros_where_the_penalty_makes_none():
+    model = _net()
+    optimizer = _sgd(model)
+    reg = Regularizer(model, L2(0.1), gate=CoherenceGate(1.0)).attach(optimizer)
+    for _ in range(3):
+        _step(model, optimizer)
+    assert "zeros free" not in str(reg.summary())
