@@ -2,8 +2,8 @@
 
     python benchmarks/cross_validate.py [--method coherent] [--set FIELD=VALUE ...] [--folds N]
 
-The fields are those of strongreg.experiments.config.RunConfig; the seed of a fold is its number. The epochs are stretched
-by 5/4, so that four fifths of the images give as many steps as all of them.
+The fields are those of strongreg.experiments.config.RunConfig; the seed of a fold is its number. The epochs are
+stretched by 5/4, so that four fifths of the images give as many steps as all of them.
 """
 
 from __future__ import annotations
