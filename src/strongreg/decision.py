@@ -142,7 +142,8 @@ def decide(
     deciding = by_layer if gate.decision_scope == "layer" else overall
     # where weights, and with them the penalty's gradient, are not finite there is no coherence to decide by
     opened = (gate.is_open(deciding, step) & ~deciding.isnan()).expand_as(by_layer)
-    opened = opened & allowed & ~nonfinite & ~before.skipped
+    # a penalty whose schedule is at 0 does not act: its zeros move as at a closed gate
+    opened = opened & (multipliers > 0) & allowed & ~nonfinite & ~before.skipped
     decision = Decision(torch.where(opened, multipliers, 0.0), opened, nonfinite, before.skipped, None)
     return decision, by_layer, overall
 

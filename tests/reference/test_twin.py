@@ -39,7 +39,7 @@ def _twin_step(weights, grads, velocity, zeros, was_open, t, *, penalty, gate, m
         opened = [overall >= 0.7] * len(weights)
     else:
         opened = [c >= 0.7 for c in coherences]
-    opened = [o and not refit for o in opened]
+    opened = [o and strength > 0 for o in opened]  # in the refit it is 0
     step_size = _LR * ((1 - dampening) / (1 - momentum) if momentum else 1.0)
     for k, (w, g, v, o) in enumerate(zip(weights, grads, velocity, opened, strict=True)):
         if refit:

@@ -157,3 +157,20 @@ def test_the_summary_says_so_when_the_last_step_set_the_zeros_free():
     assert "closed at the last step" not in str(reg.summary())
     _, _, reg = _train(_ClosedAt((49,)), start=30, steps=50)
     assert "closed at the last step" not in str(reg.summary())
+
+
+def test_a_schedule_at_0_does_not_count_as_open_and_its_refit_keeps_the_zeros_of_the_last_step_that_acted():
+    weight = nn.Parameter(torch.randn(20, 20))
+    optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    schedule = Refit(30, before=LinearRamp(10, initial=1.0, final=0.0, start=10))
+    reg = Regularizer(nn.ParameterDict({"w": weight}), L1(0.2), gate=AlwaysOpen(), schedule=schedule).attach(optimizer)
+    target = torch.randn(20, 20)
+    zeros = []
+    for _ in range(40):
+        weight.grad = weight.detach() - target + 0.2 * torch.randn(20, 20)
+        optimizer.step()
+        zeros.append(weight.detach() == 0)
+    assert reg.history["open"].tolist() == [1.0] * 20 + [0.0] * 20
+    assert zeros[19].any()
+    assert not zeros[29].any()
+    assert all(torch.equal(after, zeros[19]) for after in zeros[30:])
