@@ -339,7 +339,13 @@ def test_an_interrupt_before_the_runs_is_one_line(capsys, monkeypatch):
 def _interrupt(arguments: list[str], pattern: str, delay: float = 0.0) -> subprocess.CompletedProcess[str]:
     """Press Ctrl-C once a file of this pattern is there: the signal goes to the whole process group."""
     process = subprocess.Popen(
-        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # a suite that runs in the background of a shell inherits that Ctrl-C is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         deadline = time.monotonic() + 120

@@ -119,7 +119,7 @@ def test_parameters_of_the_model_itself_have_no_prefix():
 def test_nothing_to_penalize_is_an_error(model):
     message = _error(ValueError, model, L1(0.1))
     assert f"no parameter of {type(model).__name__} is penalized" in message
-    assert "{'*.weight': L1(1e-3)}" in message
+    assert "{'*weight': L1(1e-3)}" in message
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 _ORDER = (
     ("decision", "optimizers"),
     ("counts", "pull"),
+    ("checkpoint",),
     ("regularizer",),
     ("__init__",),
     ("experiments",),

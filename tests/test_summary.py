@@ -8,6 +8,7 @@ import math
 import pytest
 
 from strongreg import Summary, SummaryRow
+from strongreg.summary import advise
 
 CONV = SummaryRow("conv.weight", (4, 1, 3, 3), num_weights=36, num_zeros=30, open_fraction=0.5)
 FC = SummaryRow("fc.weight", (2, 2), num_weights=4, num_zeros=0, open_fraction=1.0)
@@ -95,3 +96,21 @@ def test_a_summary_is_an_immutable_value():
     assert hash(summary) == hash(dataclasses.replace(summary))
     with pytest.raises(dataclasses.FrozenInstanceError):
         summary.num_steps = 3
+
+
+@pytest.mark.parametrize(
+    ("open_fraction", "num_before_refit", "zeros_moved", "words"),
+    [
+        (0.5, 100, False, ""),
+        (0.5, 100, True, "finish the run with schedule=Refit"),
+        (0.005, 100, True, "acted at 0.5% of the steps"),
+        (0.005, 1, False, ""),  # the only step that was not refit
+        (0.0, 1, False, "acted at 0.0% of the steps"),
+    ],
+)
+def test_advice_looks_at_the_steps_before_the_refit(open_fraction, num_before_refit, zeros_moved, words):
+    row = dataclasses.replace(CONV, open_fraction=open_fraction)
+    advice = advise((row,), 100, num_before_refit, zeros_moved=zeros_moved)
+    assert words in advice
+    assert bool(words) == bool(advice)
+    assert str(Summary((row,), 100, 0, advice)).endswith(advice or "100 steps")

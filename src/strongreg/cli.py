@@ -66,10 +66,16 @@ Strength = Annotated[
 ]
 StrengthScale = Annotated[
     str | None,
-    typer.Option(help="Strength per tensor: uniform, or inverse_std (in inverse proportion to its weights' spread)."),
+    typer.Option(
+        help="Strength per tensor: uniform (default), or inverse_std (in inverse proportion to its weights' spread)."
+    ),
 ]
-Threshold = Annotated[float | None, typer.Option(help="Threshold of the coherence gate, a cosine in [-1, 1].")]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the training data.")]
+Threshold = Annotated[
+    float | None, typer.Option(help="Threshold of the coherence gate, a cosine in [-1, 1]. Default: 0.7.")
+]
+Epochs = Annotated[
+    int | None, typer.Option(help="Passes over the training data. Default: 60 for l2, 100 for the others.")
+]
 Device = Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1, mps.")]
 Out = Annotated[Path | None, typer.Option(help="Directory to write. Default: a new one below strongreg-out.")]
 Json = Annotated[bool, typer.Option("--json", help="Print results.json on standard output instead of the table.")]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from strongreg.decision import Decision
+from strongreg.warning import warn
 
 
 class StepCounts:
@@ -58,11 +58,10 @@ class StepCounts:
         """Warn, the first time, if there were steps with a non-finite gradient; the host looks at the count."""
         if not self._has_warned and int(self.num_nonfinite):
             self._has_warned = True
-            warnings.warn(
+            warn(
                 "the loss gradient holds NaN or infinity: the penalty is not imposed at such steps (counted in "
                 "num_nonfinite, warned about once); look at the loss and the learning rate",
                 RuntimeWarning,
-                stacklevel=2,
             )
 
     def state_dict(self) -> dict[str, Any]:

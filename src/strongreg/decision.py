@@ -22,12 +22,14 @@ class BeforeStep:
         weights: the weights at which the gradients were taken, K tensors.
         has_gradient: whether each tensor has a gradient, K entries.
         gradient_sq: squared norms of the loss gradients, shape (K,).
+        finite: whether all gradients that the optimizer sees are free of NaN and infinity, 0-d boolean.
         skipped: whether the optimizer will leave the weights alone, 0-d boolean.
     """
 
     weights: list[Tensor]
     has_gradient: list[bool]
     gradient_sq: Tensor
+    finite: Tensor
     skipped: Tensor
 
 
@@ -138,7 +140,7 @@ def decide(
     cross, penalty_sq = measured.cross * multipliers, measured.penalty_sq * multipliers.square()
     by_layer = coherence(measured.pull_sq, cross, penalty_sq)
     overall = coherence(measured.pull_sq.sum(), cross.sum(), penalty_sq.sum())
-    nonfinite = ~torch.isfinite(before.gradient_sq.sum())
+    nonfinite = ~before.finite
     deciding = by_layer if gate.decision_scope == "layer" else overall
     # where weights, and with them the penalty's gradient, are not finite there is no coherence to decide by
     opened = (gate.is_open(deciding, step) & ~deciding.isnan()).expand_as(by_layer)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
+
+_MAX_CONSTANTS = 64
 
 
 def reading_is_free(device: torch.device) -> bool:
@@ -15,3 +21,32 @@ def reading_is_free(device: torch.device) -> bool:
         True on the CPU.
     """
     return device.type == "cpu"
+
+
+class Constants:
+    """Tensors of host numbers, kept: to send one to an accelerator at each step would wait for the accelerator."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[Any, ...], Tensor] = {}
+
+    def __len__(self) -> int:
+        """Number of kept tensors."""
+        return len(self._kept)
+
+    def __call__(self, values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The numbers as a tensor.
+
+        Args:
+            values: n numbers.
+            dtype: its dtype.
+            device: where it lives.
+
+        Returns:
+            Tensor of shape (n,), not to be written to.
+        """
+        key = (tuple(values), dtype, device)
+        if key not in self._kept:
+            if len(self._kept) >= _MAX_CONSTANTS:  # which parameters have a gradient may differ at every step
+                self._kept.clear()
+            self._kept[key] = torch.tensor(values, dtype=dtype, device=device)
+        return self._kept[key]

@@ -6,7 +6,6 @@ import difflib
 import fnmatch
 import math
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from strongreg.penalties import Penalty
+from strongreg.warning import warn
 
 Pattern = str | re.Pattern[str]
 PenaltySpec = Penalty | Mapping[Pattern, Penalty | None]
@@ -28,6 +28,7 @@ _NOT_PENALIZED = (
     nn.Embedding,
     nn.EmbeddingBag,
 )
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -64,7 +65,8 @@ def select_targets(model: nn.Module, penalty: PenaltySpec) -> list[Target]:
     """The penalized parameters of a model, each once, in the model's order.
 
     Args:
-        model: any network. A parameter shared by several modules counts once and answers to all its names.
+        model: any network. A parameter shared by several modules counts once and answers to all its names. What
+            ``torch.compile`` and data parallelism add to the names does not count.
         penalty: one penalty, for the trainable parameters of two or more dimensions outside normalization and embedding
             modules; or a mapping from name pattern to penalty or None. A pattern is a shell-style wildcard on the full
             name ("features.*.weight") or a compiled regular expression that must match the full name. The first match
@@ -95,14 +97,17 @@ def select_targets(model: nn.Module, penalty: PenaltySpec) -> list[Target]:
             f"no parameter of {type(model).__name__} is penalized: it has no trainable weight of two or more "
             "dimensions outside "
             "normalization and embedding modules, or every match is excluded; name the parameters by a mapping "
-            "such as {'*.weight': L1(1e-3)}"
+            "such as {'*weight': L1(1e-3)}"
         )
     return [_bind(candidate, each, by_pattern=not isinstance(penalty, Penalty)) for candidate, each in chosen]
 
 
 def _candidates(model: nn.Module) -> list[_Candidate]:
+    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
     found: dict[nn.Parameter, _Candidate] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
+        owner = _owner(model, prefix, module)
         for local_name, param in module.named_parameters(recurse=False, remove_duplicate=False):
             name = f"{prefix}.{local_name}" if prefix else local_name
             lazy = isinstance(param, nn.parameter.UninitializedParameter)
@@ -110,11 +115,23 @@ def _candidates(model: nn.Module) -> list[_Candidate]:
                 by_default = param.requires_grad and (lazy or param.dim() >= 2)
                 found[param] = _Candidate([], param, by_default)
             candidate = found[param]
-            candidate.names.append(name)
-            candidate.by_default = candidate.by_default and not isinstance(module, _NOT_PENALIZED)
-            if isinstance(module, _TRANSPOSED):
-                candidate.output_dim, candidate.output_is_split = 1, module.groups > 1
+            candidate.names += dict.fromkeys((_unwrapped_name(name), name))
+            candidate.by_default = candidate.by_default and not isinstance(owner, _NOT_PENALIZED)
+            if isinstance(owner, _TRANSPOSED):
+                candidate.output_dim, candidate.output_is_split = 1, owner.groups > 1
     return list(found.values())
+
+
+def _owner(model: nn.Module, prefix: str, module: nn.Module) -> nn.Module:
+    """The module that a parameter serves: of a parametrized weight the layer, not the parametrization."""
+    if isinstance(module, nn.utils.parametrize.ParametrizationList):
+        return model.get_submodule(".".join(prefix.split(".")[:-2]))
+    return module
+
+
+def _unwrapped_name(name: str) -> str:
+    """The name without what torch.compile and other wrappers add, so that patterns and saved states fit both."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def _match(
@@ -208,9 +225,7 @@ def inverse_std_scales(targets: list[Target]) -> list[float]:
     usable = [spread > 0 and math.isfinite(spread) for spread in spreads]
     constant = [t.name for t, use in zip(targets, usable, strict=True) if not use]
     if constant:
-        warnings.warn(
-            f"strength_scale='inverse_std': {constant} have no spread of weights and keep factor 1", stacklevel=3
-        )
+        warn(f"strength_scale='inverse_std': {constant} have no spread of weights and keep factor 1")
     sizes = [t.param.numel() for t, use in zip(targets, usable, strict=True) if use]
     inverses = [1 / spread for spread, use in zip(spreads, usable, strict=True) if use]
     mean = sum(n * inverse for n, inverse in zip(sizes, inverses, strict=True)) / max(sum(sizes), 1)

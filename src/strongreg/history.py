@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any, Literal
 
 import numpy as np
@@ -28,12 +29,13 @@ class History:
     """
 
     def __init__(self, layers: list[str], every: int = 1) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 0:
+        number: Any = every  # numpy's integers are welcome
+        if isinstance(number, bool) or not isinstance(number, numbers.Integral) or number < 0:
             raise ValueError(
                 f"history_every={every!r}: must be an int >= 0; 1 records every step, n every n-th, 0 none"
             )
         self.layers = list(layers)
-        self.every = every
+        self.every = int(every)
         self._block: Tensor | None = None
         self._block_steps: Tensor | None = None
         self._num_in_block = 0
@@ -47,15 +49,15 @@ class History:
     @property
     def steps(self) -> npt.NDArray[np.int64]:
         """Numbers of the recorded steps, shape (num_records,)."""
-        return self._all_steps().numpy()
+        return self._all_steps().numpy().copy()
 
     def __getitem__(self, quantity: Quantity) -> npt.NDArray[np.float32]:
         """A quantity of the whole network over the recorded steps.
 
         Args:
-            quantity: "coherence" (cosine), "open" (share of the penalized weights whose gate was open), "gradient_norm"
-                (norm of the loss gradient over the penalized weights), "penalty_norm" (norm of strength times
-                subgradient) or "weight_norm".
+            quantity: "coherence" (cosine; 1 where the strength is 0, as in a refit), "open" (share of the penalized
+                weights whose gate was open), "gradient_norm" (norm of the loss gradient over the penalized weights),
+                "penalty_norm" (norm of strength times subgradient) or "weight_norm".
 
         Returns:
             Array of shape (num_records,).
@@ -63,7 +65,7 @@ class History:
         Raises:
             KeyError: the quantity is unknown.
         """
-        return self._column(quantity)[:, -1]
+        return self._column(quantity)[:, -1].copy()
 
     def per_layer(self, quantity: Quantity) -> npt.NDArray[np.float32]:
         """A quantity of each layer over the recorded steps.
@@ -77,7 +79,7 @@ class History:
         Raises:
             KeyError: the quantity is unknown.
         """
-        return self._column(quantity)[:, :-1]
+        return self._column(quantity)[:, :-1].copy()
 
     def wants(self, num_steps: int) -> bool:
         """Whether the step after ``num_steps`` steps is one to record.

@@ -18,12 +18,18 @@ def describe(part: Any) -> dict[str, Any]:
         ``{"class": name, field: value, ...}``; tuples become lists, parts are described in turn.
 
     Raises:
-        TypeError: ``part`` is not a dataclass instance.
+        TypeError: ``part`` is not a dataclass instance, or holds more than its fields.
     """
     if not dataclasses.is_dataclass(part) or isinstance(part, type):
         raise TypeError(
             f"{part!r} cannot be saved: penalties, gates and schedules are dataclasses; decorate its class with "
             "@dataclass(frozen=True)"
+        )
+    unsaved = set(getattr(part, "__dict__", ())) - {f.name for f in dataclasses.fields(part)}
+    if unsaved and "__dataclass_params__" not in vars(type(part)):
+        raise TypeError(
+            f"{part!r} cannot be saved: {sorted(unsaved)} are not fields; decorate {type(part).__name__} with "
+            "@dataclass(frozen=True) and declare them"
         )
     return {
         "class": type(part).__name__,

@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 
 from strongreg.groups import Target
+from strongreg.precision import is_half
+from strongreg.warning import warn
+
+_MOSTLY = 0.5
 
 Multiplier = float | Tensor
 """Factor on a strength; a 0-d tensor where the host does not know whether the gate is open."""
@@ -47,6 +51,33 @@ def shrink(target: Target, multiplier: Multiplier, step_size: float | Tensor) ->
         # where the gate is closed the bits must stay, the sign of a zero too; the host does not learn which it was
         shrunk = torch.where(multiplier > 0, shrunk, param)
     param.copy_(shrunk)
+
+
+@torch.no_grad()
+def warn_of_lost_shrinkage(
+    targets: Sequence[Target], multipliers: Sequence[float], step_sizes: Sequence[float | Tensor]
+) -> None:
+    """Warn where weights of half precision are too coarse for the proximal step: it rounds back to where it began.
+
+    Args:
+        targets: the K penalized parameters.
+        multipliers: factor on the strength of each, K entries.
+        step_sizes: effective step size for each, K entries.
+    """
+    lost = []
+    for target, multiplier, step_size in zip(targets, multipliers, step_sizes, strict=True):
+        param = target.param.detach()
+        if is_half(param.dtype) and float(step_size) * multiplier * target.penalty.strength > 0:
+            shrunk = target.penalty.prox(param.float(), float(step_size) * multiplier)
+            moves = shrunk != param
+            if int((moves & (shrunk.to(param.dtype) == param)).sum()) > _MOSTLY * int(moves.sum()):
+                lost.append(target.name)
+    if lost:
+        warn(
+            f"{lost} are of half precision, and one step of the penalty moves most of their weights by less than the "
+            "next number away, that is, not at all: keep the weights in float32 (autocast computes in half precision "
+            "all the same), or raise strength or learning rate"
+        )
 
 
 def _is_zero(multiplier: Multiplier) -> bool:

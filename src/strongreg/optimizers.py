@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from strongreg.groups import Target
 from strongreg.penalties import L2, ElasticNet
+from strongreg.warning import warn
 
 Group = dict[str, Any]
 
@@ -48,6 +48,8 @@ def effective_step_size(optimizer: Optimizer, group: Group) -> float | Tensor:
             "derived from it"
         )
     lr: float | Tensor = group["lr"]
+    if isinstance(lr, Tensor):
+        lr = lr.reshape(())
     if not isinstance(optimizer, SGD | RMSprop) or group["momentum"] == 0:
         return lr
     if not group["momentum"] < 1:
@@ -196,8 +198,7 @@ def held_targets(targets: list[Target], optimizer: Optimizer) -> list[Target]:
     if trainable:
         raise ValueError(
             f"the optimizer does not hold the penalized parameters {trainable}: give them to the optimizer, or "
-            "exclude them "
-            f"with a mapping such as {{{trainable[0]!r}: None, '*.weight': L1(1e-3)}}"
+            f"exclude them with a mapping such as {{{trainable[0]!r}: None, '*weight': L1(1e-3)}}"
         )
     if len(missing) == len(targets):
         raise ValueError(
@@ -205,8 +206,9 @@ def held_targets(targets: list[Target], optimizer: Optimizer) -> list[Target]:
         )
     frozen = [t.name for t in missing if t.by_pattern]
     if frozen:
-        warnings.warn(
-            f"not penalized, since they are frozen and the optimizer does not hold them: {frozen}", stacklevel=3
+        warn(
+            f"not penalized, since they are frozen and the optimizer does not hold them: {frozen}; to penalize them "
+            "later, give them to the optimizer now"
         )
     return [t for t in targets if id(t.param) in held]
 
@@ -226,8 +228,7 @@ def warn_of_weight_decay(targets: list[Target], optimizer: Optimizer) -> None:
         if is_ridge and group.get("weight_decay", 0) > 0
     ]
     if decayed:
-        warnings.warn(
+        warn(
             f"the optimizer's weight_decay > 0 acts on {decayed} in addition to their L2 or ElasticNet penalty: set "
-            "weight_decay=0 in their parameter group, or lower the penalty's strength",
-            stacklevel=3,
+            "weight_decay=0 in their parameter group, or lower the penalty's strength"
         )

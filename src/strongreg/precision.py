@@ -17,7 +17,19 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     Returns:
         Tensor of the same shape.
     """
-    return tensor.float() if tensor.dtype in _HALF_PRECISION else tensor
+    return tensor.float() if is_half(tensor.dtype) else tensor
+
+
+def is_half(dtype: torch.dtype) -> bool:
+    """Whether numbers have 16 bits.
+
+    Args:
+        dtype: a floating-point dtype.
+
+    Returns:
+        True for float16 and bfloat16.
+    """
+    return dtype in _HALF_PRECISION
 
 
 def scalar_dtype(device: torch.device) -> torch.dtype:

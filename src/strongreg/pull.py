@@ -7,10 +7,12 @@ does not depend on the gradient's, and that step is compared with it (docs/theor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from strongreg.decision import BeforeStep, squared_norms
@@ -45,13 +47,30 @@ def look_before_step(
                 f"exclude it with {{{target.name!r}: None}} in the mapping of penalties"
             )
     gradient_sq = squared_norms(grads, device)
+    finite = torch.isfinite(gradient_sq.sum()) & _others_are_finite(targets, optimizer, device)
     scale = loss_scale(optimizer)
     if scale is not None:
         gradient_sq = gradient_sq / scale.to(device=device, dtype=gradient_sq.dtype).reshape(()).square()
     weights = [target.param.detach() for target in targets]
     if copy:
         weights = [weight.clone() for weight in weights]
-    return BeforeStep(weights, [grad is not None for grad in grads], gradient_sq, step_is_skipped(optimizer, device))
+    has_gradient = [grad is not None for grad in grads]
+    return BeforeStep(weights, has_gradient, gradient_sq, finite, step_is_skipped(optimizer, device))
+
+
+def _others_are_finite(targets: Sequence[Target], optimizer: Optimizer, device: torch.device) -> Tensor:
+    """Whether the gradients that are not penalized (biases, normalization) are finite, 0-d boolean."""
+    penalized = {id(target.param) for target in targets}
+    grads = [
+        param.grad.coalesce().values() if param.grad.layout == torch.sparse_coo else param.grad
+        for group in optimizer.param_groups
+        for param in group["params"]
+        if id(param) not in penalized and param.grad is not None and param.grad.numel()
+    ]
+    if not grads:
+        return torch.ones((), dtype=torch.bool, device=device)
+    # the largest entry, which cannot overflow as a sum of squares can
+    return torch.isfinite(get_total_norm(grads, math.inf)).to(device)
 
 
 def gradient_pulls(

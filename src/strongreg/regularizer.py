@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 import weakref
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
+from strongreg.checkpoint import Progress, check_key, read_progress
 from strongreg.counts import StepCounts
 from strongreg.decision import BeforeStep, Decision, decide, history_record, measure
-from strongreg.devices import reading_is_free
+from strongreg.devices import Constants, reading_is_free
 from strongreg.gates import CoherenceGate, Gate
 from strongreg.groups import PenaltySpec, Target, inverse_std_scales, select_targets
 from strongreg.history import History
-from strongreg.hyperparameters import describe, restore
-from strongreg.imposition import add_gradients, shrink
+from strongreg.imposition import add_gradients, shrink, warn_of_lost_shrinkage
 from strongreg.optimizers import (
     GroupIndex,
     effective_step_size,
@@ -35,16 +34,10 @@ from strongreg.precision import scalar_dtype
 from strongreg.pull import gradient_pulls, look_before_step, step_pulls
 from strongreg.refit import ZeroMasks
 from strongreg.schedules import Constant, Schedule
-from strongreg.summary import Summary, SummaryRow
-from strongreg.validation import check_choice, check_type
+from strongreg.settings import CoherenceOf, Mode, Settings, StrengthScale
+from strongreg.summary import Summary, SummaryRow, advise
+from strongreg.warning import warn
 
-Mode = Literal["proximal", "gradient"]
-StrengthScale = Literal["uniform", "inverse_std"]
-CoherenceOf = Literal["auto", "gradient", "step"]
-_MODES = ("proximal", "gradient")
-_STRENGTH_SCALES = ("uniform", "inverse_std")
-_COHERENCE_OF = ("auto", "gradient", "step")
-_STATE_VERSION = 1
 _NONFINITE_CHECK_STEPS = 256
 
 _attached: weakref.WeakKeyDictionary[Optimizer, weakref.WeakSet[Regularizer]] = weakref.WeakKeyDictionary()
@@ -61,6 +54,9 @@ class Regularizer:
     with :math:`r \in \partial\Omega(w)`, is added to ``.grad`` before the step, as if the penalty were part of the
     loss (docs/theory.md, equations 4 to 6).
 
+    Whose parameters are penalized is settled when it is built, and with ``attach``: a frozen parameter that the
+    optimizer does not hold then, or one unfrozen later, is not penalized. For that, build a new one.
+
     A tensor without gradient at a step is left alone, as torch's optimizers do. When ``step`` is given a closure, the
     gradient of its *first* evaluation is the one that is measured: LBFGS evaluates it many times at trial points, and
     the first is at the weights the step starts from. In gradient mode with LBFGS every evaluation carries the penalty,
@@ -75,7 +71,7 @@ class Regularizer:
             penalty off and freezes the zeros from a step on.
         mode: "proximal" (exact zeros) or "gradient".
         strength_scale: "uniform", or "inverse_std": the strength of a tensor is proportional to 1 / standard deviation
-            of its weights when attached, with weighted mean 1.
+            of its weights when first attached, with weighted mean 1.
         coherence_of: what the penalty must be coherent with: "gradient", the loss gradient; "step", the step that the
             optimizer takes; "auto", the default, the step in proximal mode with optimizers that rescale the gradient
             (Adam and its kin, docs/theory.md, equation 7), otherwise the gradient. "step" keeps a copy of the penalized
@@ -113,15 +109,9 @@ class Regularizer:
         coherence_of: CoherenceOf = "auto",
         history_every: int = 1,
     ) -> None:
-        self.gate: Gate = check_type("gate", CoherenceGate() if gate is None else gate, Gate)
-        self.schedule: Schedule = check_type("schedule", Constant() if schedule is None else schedule, Schedule)
-        self.mode: Mode = check_choice("mode", mode, _MODES)
-        self.strength_scale: StrengthScale = check_choice("strength_scale", strength_scale, _STRENGTH_SCALES)
-        self.coherence_of: CoherenceOf = check_choice("coherence_of", coherence_of, _COHERENCE_OF)
-        if mode == "gradient" and coherence_of == "step":
-            raise ValueError(
-                "coherence_of='step' needs mode='proximal': in gradient mode the penalty enters before the step"
-            )
+        gate = CoherenceGate() if gate is None else gate
+        schedule = Constant() if schedule is None else schedule
+        self._set_settings(Settings(gate, schedule, mode, strength_scale, coherence_of))
         self.targets: list[Target] = []
         self.history = History([], history_every)
         self._optimizer: Optimizer | None = None
@@ -131,7 +121,12 @@ class Regularizer:
         self._decision: Decision | None = None
         self._frozen: list[Tensor] = []
         self._num_calls = 0  # on the host: the number of steps, or more if a GradScaler made the device skip some
+        self._loaded: Progress | None = None
         self._set_targets(select_targets(model, penalty))
+
+    def _set_settings(self, settings: Settings) -> None:
+        self.gate, self.schedule, self.mode = settings.gate, settings.schedule, settings.mode
+        self.strength_scale, self.coherence_of = settings.strength_scale, settings.coherence_of
 
     def _set_targets(self, targets: list[Target]) -> None:
         if [t.param for t in self.targets] == [t.param for t in targets]:
@@ -139,15 +134,27 @@ class Regularizer:
         self.targets = targets
         self.history = History([t.name for t in targets], self.history.every)
         self._index = GroupIndex(targets)
-        self._scales = [1.0] * len(targets)
+        self._scales: list[float] | None = None
         self._counts = StepCounts(len(targets))
         self._zero_masks = ZeroMasks(len(targets))
-        self._constants: dict[tuple[Any, ...], Tensor] = {}
+        self._constant = Constants()
+
+    def __repr__(self) -> str:
+        """The parts, and where it is attached."""
+        penalties = list(dict.fromkeys(repr(t.penalty) for t in self.targets))
+        attached = "not attached" if self._optimizer is None else f"attached to {type(self._optimizer).__name__}"
+        return (
+            f"Regularizer({', '.join(penalties)} on {len(self.targets)} parameters, gate={self.gate!r}, "
+            f"schedule={self.schedule!r}, mode={self.mode!r}, {attached})"
+        )
 
     # ------------------------------------------------------------------ life cycle
 
     def attach(self, optimizer: Optimizer, key: str = "strongreg") -> Regularizer:
         """Register on an optimizer; the training loop stays as it is.
+
+        Attach before ``optimizer.load_state_dict(...)``: torch drops what nobody has asked for, and a state of this
+        object that is loaded before is lost without a word.
 
         Args:
             optimizer: any ``torch.optim`` optimizer that holds the penalized parameters; of a wrapper that keeps the
@@ -158,24 +165,27 @@ class Regularizer:
             This object.
 
         Raises:
-            TypeError: it is not a torch optimizer, or its parameter groups have no learning rate.
+            TypeError: it is not a torch optimizer, its parameter groups have no learning rate, or the key is no string.
             ValueError: the optimizer does not hold a penalized parameter, another Regularizer on it penalizes the same
-                parameter or has the same key, or SGD's momentum is not below 1.
+                parameter or has the same key, torch uses the key itself, or SGD's momentum is not below 1.
             RuntimeError: this object is attached already.
         """
         optimizer = unwrap(optimizer)
         if self._optimizer is not None:
             raise RuntimeError(f"this Regularizer is attached to {type(self._optimizer).__name__}: call detach() first")
+        check_key(key)
         targets = held_targets(self.targets, optimizer)
         neighbours = _attached.setdefault(optimizer, weakref.WeakSet())
         for other in neighbours:
             other._check_compatible(targets, key)
-        for group in optimizer.param_groups:
-            effective_step_size(optimizer, group)
+        step_sizes = [effective_step_size(optimizer, group) for group in GroupIndex(targets).groups(optimizer)]
         warn_of_weight_decay(targets, optimizer)
         self._set_targets(targets)
-        if self.strength_scale == "inverse_std" and self._num_calls == 0:
-            self._scales = inverse_std_scales(targets)
+        if self._scales is None:
+            inverse = self.strength_scale == "inverse_std"
+            self._scales = inverse_std_scales(targets) if inverse else [1.0] * len(targets)
+        if self.mode == "proximal":
+            warn_of_lost_shrinkage(targets, self._scales, step_sizes)
         neighbours.add(self)
         self._optimizer, self._key = optimizer, key
         self._handles = [
@@ -183,6 +193,7 @@ class Regularizer:
             optimizer.register_step_post_hook(self._after_step),
             optimizer.register_state_dict_post_hook(self._save_into),
             optimizer.register_load_state_dict_pre_hook(self._load_from),
+            optimizer.register_load_state_dict_post_hook(self._finish_load),
         ]
         return self
 
@@ -225,7 +236,7 @@ class Regularizer:
         Returns:
             0-d tensor on the device of the first penalized parameter, in units of the loss.
         """
-        return self._weighted_value(self._scales)
+        return self._weighted_value(self._scales or [1.0] * len(self.targets))
 
     @torch.no_grad()
     def summary(self) -> Summary:
@@ -240,9 +251,12 @@ class Regularizer:
             SummaryRow(t.name, tuple(t.param.shape), t.param.numel(), int((t.param == 0).sum()), share)
             for t, share in zip(self.targets, shares, strict=True)
         )
+        num_before_refit = int(min(steps, self.schedule.refit_start))
         makes_zeros = self.mode == "proximal" and any(t.penalty.has_exact_zeros for t in self.targets)
         zeros_moved = makes_zeros and steps <= self.schedule.refit_start and not bool(self._counts.last_open.all())
-        return Summary(rows, steps, self.num_nonfinite, zeros_moved)
+        can_act = num_before_refit > 0 and any(t.penalty.strength > 0 for t in self.targets)
+        advice = advise(rows, steps, num_before_refit, zeros_moved=zeros_moved) if can_act else ""
+        return Summary(rows, steps, self.num_nonfinite, advice)
 
     def _weighted_value(self, multipliers: Sequence[float | Tensor]) -> Tensor:
         device = self.targets[0].param.device
@@ -260,14 +274,7 @@ class Regularizer:
         Returns:
             A dictionary for :meth:`load_state_dict`.
         """
-        return {
-            "version": _STATE_VERSION,
-            **self._hyperparameters(),
-            "scales": list(self._scales),
-            "counts": self._counts.state_dict(),
-            "zero_masks": self._zero_masks.state_dict(self.targets),
-            "history": self.history.state_dict(),
-        }
+        return self._progress().state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken.
@@ -281,52 +288,36 @@ class Regularizer:
             ValueError: the state is of another version, for other parameters, or for parts of other classes; nothing is
                 changed then.
         """
-        if state.get("version") != _STATE_VERSION:
-            raise ValueError(
-                f"the saved state has version {state.get('version')!r}, this strongreg reads {_STATE_VERSION}"
-            )
-        names = [t.name for t in self.targets]
-        if list(state["penalties"]) != names:
-            different = sorted(set(state["penalties"]) ^ set(names)) or "the same names in another order"
-            raise ValueError(
-                f"the saved state is for other parameters ({different}): build the Regularizer on the same network "
-                "with the same patterns"
-            )
-        mode = check_choice("mode", state["mode"], _MODES)
-        strength_scale = check_choice("strength_scale", state["strength_scale"], _STRENGTH_SCALES)
-        coherence_of = check_choice("coherence_of", state["coherence_of"], _COHERENCE_OF)
-        gate, schedule = restore(self.gate, state["gate"]), restore(self.schedule, state["schedule"])
-        saved = state["penalties"]
-        targets = [dataclasses.replace(t, penalty=restore(t.penalty, saved[t.name])) for t in self.targets]
-        history = History(names, state["history_every"])
-        history.load_state_dict(state["history"])
-        counts = StepCounts(len(targets))
-        counts.load_state_dict(state["counts"])
-        zero_masks = ZeroMasks(len(targets))
-        zero_masks.load_state_dict(targets, state["zero_masks"])
+        self._continue_from(self._read(state))
 
-        before = self._hyperparameters()
-        self.mode, self.strength_scale, self.coherence_of = mode, strength_scale, coherence_of
-        self.gate, self.schedule = gate, schedule
-        self.targets, self._index, self.history = targets, GroupIndex(targets), history
-        self._scales = list(state["scales"])
-        self._counts, self._zero_masks, self._num_calls = counts, zero_masks, int(counts.step)
-        changed = [f"{k} was {v}, is now {state[k]}" for k, v in before.items() if v != state[k]]
+    def _progress(self) -> Progress:
+        settings = self._settings()
+        return Progress(
+            settings, self.targets, self._scales, self._counts, self._num_calls, self._zero_masks, self.history
+        )
+
+    def _settings(self) -> Settings:
+        return Settings(self.gate, self.schedule, self.mode, self.strength_scale, self.coherence_of)
+
+    def _read(self, state: dict[str, Any]) -> Progress:
+        """Read a saved state without changing anything."""
+        saved = state.get("penalties", {})
+        # attached, the run left out frozen parameters that its optimizer does not hold; this object learns it later
+        unattached = self._optimizer is None
+        targets = [t for t in self.targets if t.name in saved or t.param.requires_grad or not unattached]
+        return read_progress(state, self._settings(), targets)
+
+    def _continue_from(self, progress: Progress) -> None:
+        kept = {t.name for t in progress.targets}
+        self.targets = [t for t in self.targets if t.name in kept]
+        before, now = self._progress().hyperparameters(), progress.hyperparameters()
+        self._set_settings(progress.settings)
+        self.targets, self._index, self.history = progress.targets, GroupIndex(progress.targets), progress.history
+        self._scales = self._scales if progress.scales is None else progress.scales
+        self._counts, self._num_calls, self._zero_masks = progress.counts, progress.num_calls, progress.zero_masks
+        changed = [f"{name} was {value}, is now {now[name]}" for name, value in before.items() if value != now[name]]
         if changed:
-            warnings.warn(
-                f"the saved hyper-parameters replace those of this Regularizer: {'; '.join(changed)}", stacklevel=2
-            )
-
-    def _hyperparameters(self) -> dict[str, Any]:
-        return {
-            "mode": self.mode,
-            "strength_scale": self.strength_scale,
-            "coherence_of": self.coherence_of,
-            "history_every": self.history.every,
-            "gate": describe(self.gate),
-            "schedule": describe(self.schedule),
-            "penalties": {t.name: describe(t.penalty) for t in self.targets},
-        }
+            warn(f"the saved hyper-parameters replace those of this Regularizer: {'; '.join(changed)}")
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle and deepcopy keep everything but the attachment."""
@@ -338,20 +329,27 @@ class Regularizer:
             "_before": None,
             "_decision": None,
             "_frozen": [],
+            "_loaded": None,
         }
 
     def _save_into(self, _optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         state_dict[self._key] = self.state_dict()
 
     def _load_from(self, _optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+        self._loaded = None
         if self._key in state_dict:
-            self.load_state_dict(state_dict.pop(self._key))
+            self._loaded = self._read(state_dict.pop(self._key))
             return
-        warnings.warn(
+        warn(
             f"the loaded optimizer state has no entry {self._key!r}: step count, open counts and history of the "
-            "Regularizer stay as they are; if its state was saved elsewhere, call its load_state_dict()",
-            stacklevel=3,
+            "Regularizer stay as they are; if its state was saved elsewhere, call its load_state_dict()"
         )
+
+    def _finish_load(self, _optimizer: Optimizer) -> None:
+        """Torch has taken its own part: had it refused, this object would be as it was, too."""
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            self._continue_from(loaded)
 
     # ------------------------------------------------------------------ one step
 
@@ -426,10 +424,12 @@ class Regularizer:
         measured = measure(self.targets, pulls, factors, before.weights, device, pull_sq)
         self._counts.to(device)
         step = self._counts.step
-        multipliers = self.schedule.factor(step) * self._constant(self._scales, scalar_dtype(device), device)
+        # a penalty of strength 0 does not act, as at a schedule of 0: not even the sign of a zero changes
+        scales = [s if t.penalty.strength > 0 else 0.0 for t, s in zip(self.targets, self._scales or (), strict=True)]
+        multipliers = self.schedule.factor(step) * self._constant(scales, scalar_dtype(device), device)
         allowed = self._constant(before.has_gradient, torch.bool, device) & (step < self.schedule.refit_start)
         decision, by_layer, overall = decide(before, measured, multipliers, self.gate, step, allowed)
-        if self.history.wants(self._num_calls):
+        if self.history.wants(self._num_calls_or_steps):
             num_weights = self._constant([t.param.numel() for t in self.targets], torch.int64, device)
             record = history_record(before, measured, multipliers, decision.opened, (by_layer, overall), num_weights)
             decision = dataclasses.replace(decision, record=record)
@@ -442,8 +442,7 @@ class Regularizer:
         if start == math.inf:
             return
         step, last_open = self._counts.step, self._counts.last_open
-        # on an accelerator the host knows only the number of calls, of which a GradScaler may have skipped some
-        has_begun = (self.num_steps if self._reading_is_free else self._num_calls) >= start
+        has_begun = self._num_calls_or_steps >= start
         if has_begun:
             in_refit = self._per_target((step >= start).expand(len(self.targets)))
             masks = self._zero_masks.frozen(before.weights)
@@ -467,12 +466,10 @@ class Regularizer:
         if self._reading_is_free or self._num_calls % _NONFINITE_CHECK_STEPS == 0:
             self._counts.warn_once_of_nonfinite()
 
-    def _constant(self, values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """A tensor of host numbers, kept: to send it to an accelerator at each step would wait for the accelerator."""
-        key = (tuple(values), dtype, device)
-        if key not in self._constants:
-            self._constants[key] = torch.tensor(values, dtype=dtype, device=device)
-        return self._constants[key]
+    @property
+    def _num_calls_or_steps(self) -> int:
+        """Steps done; on an accelerator calls, all that the host knows, of which a GradScaler may have skipped some."""
+        return self.num_steps if self._reading_is_free else self._num_calls
 
     @property
     def _reading_is_free(self) -> bool:

@@ -48,23 +48,18 @@ class Summary:
         layers: one row per penalized parameter.
         num_steps: optimizer steps done.
         num_nonfinite: steps with a non-finite gradient, at which the gate stayed closed.
-        zeros_moved: whether a gate was closed at the last step, outside a refit, so that zeros have moved since.
+        advice: what to change, where the penalty did not do what one would expect; empty otherwise.
     """
 
     layers: tuple[SummaryRow, ...]
     num_steps: int
     num_nonfinite: int
-    zeros_moved: bool = False
+    advice: str = ""
 
     @property
     def total(self) -> SummaryRow:
         """All penalized parameters together."""
-        num_weights = sum(row.num_weights for row in self.layers)
-        num_zeros = sum(row.num_zeros for row in self.layers)
-        opened = (
-            sum(row.num_weights * row.open_fraction for row in self.layers) / num_weights if num_weights else math.nan
-        )
-        return SummaryRow("total", (), num_weights, num_zeros, opened)
+        return _total(self.layers)
 
     def __str__(self) -> str:
         """The table as text."""
@@ -83,18 +78,42 @@ class Summary:
         steps = f"{self.num_steps} steps"
         if self.num_nonfinite:
             steps += f", {self.num_nonfinite} of them with a non-finite gradient (gate closed)"
-        opened = self.total.open_fraction
-        if self.num_steps and opened < _RARELY:
-            steps += (
-                f"\nthe penalty acted at {opened:.1%} of the steps and had next to no effect: unless that is intended, "
-                "lower the strength or the gate's threshold"
-            )
-        elif self.num_steps and self.zeros_moved:
-            steps += (
-                "\na gate was closed at the last step, which sets its zeros free to move; to end with them, finish the "
-                "run with schedule=Refit(...)"
-            )
+        if self.advice:
+            steps += f"\n{self.advice}"
         return "\n".join(line.rstrip() for line in (*lines, steps))
+
+
+def advise(layers: tuple[SummaryRow, ...], num_steps: int, num_before_refit: int, *, zeros_moved: bool) -> str:
+    """What to tell the user of a run whose penalty did not do what one would expect.
+
+    Args:
+        layers: one row per penalized parameter.
+        num_steps: optimizer steps done.
+        num_before_refit: how many of them were before the refit, at which the penalty may act.
+        zeros_moved: whether a gate was closed at the last step, outside a refit, so that zeros have moved since.
+
+    Returns:
+        One sentence, or nothing.
+    """
+    opened = _total(layers).open_fraction * num_steps / max(num_before_refit, 1)
+    if opened < _RARELY:
+        return (
+            f"the penalty acted at {opened:.1%} of the steps and had next to no effect: unless that is intended, "
+            "lower the strength or the gate's threshold"
+        )
+    if zeros_moved:
+        return (
+            "a gate was closed at the last step, which sets its zeros free to move; to end with them, finish the "
+            "run with schedule=Refit(...)"
+        )
+    return ""
+
+
+def _total(layers: tuple[SummaryRow, ...]) -> SummaryRow:
+    num_weights = sum(row.num_weights for row in layers)
+    num_zeros = sum(row.num_zeros for row in layers)
+    opened = sum(row.num_weights * row.open_fraction for row in layers) / num_weights if num_weights else math.nan
+    return SummaryRow("total", (), num_weights, num_zeros, opened)
 
 
 def _cells(row: SummaryRow) -> tuple[str, ...]:

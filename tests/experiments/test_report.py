@@ -144,7 +144,7 @@ def test_one_seed_has_no_interval(directory):
     html = _report(directory, seeds=[1])
     assert "±" not in html
     assert "confidence" not in html
-    assert "1 seed(s)" in html
+    assert "1 seed; strongreg" in html
 
 
 def test_runs_that_are_missing_are_left_out(directory):

@@ -102,8 +102,16 @@ def test_wrong_parts_are_named():
         Regularizer(model.parameters(), L1(0.1))
     with pytest.raises(TypeError, match=r"gate must be a strongreg.Gate, got 0.7"):
         Regularizer(model, L1(0.1), gate=0.7)
+    with pytest.raises(TypeError, match=r"did you mean CoherenceGate\(0.7\)"):
+        Regularizer(model, L1(0.1), gate=0.7)
+    with pytest.raises(TypeError, match=r"that is the class, write AlwaysOpen\(...\)"):
+        Regularizer(model, L1(0.1), gate=AlwaysOpen)
     with pytest.raises(TypeError, match=r"schedule must be a strongreg.Schedule"):
         Regularizer(model, L1(0.1), schedule=10)
+    with pytest.raises(TypeError, match=r"Delay is a gate, pass it as gate="):
+        Regularizer(model, L1(0.1), schedule=Delay(3))
+    with pytest.raises(TypeError, match=r"Refit is a schedule, pass it as schedule="):
+        Regularizer(model, L1(0.1), gate=Refit(3))
     with pytest.raises(ValueError, match=r"mode='prox'.*'proximal', 'gradient'"):
         Regularizer(model, L1(0.1), mode="prox")
     with pytest.raises(ValueError, match=r"strength_scale='std'"):
@@ -275,3 +283,11 @@ def test_the_summary_does_not_speak_of_zeros_where_the_penalty_makes_none():
     for _ in range(3):
         _step(model, optimizer)
     assert "zeros free" not in str(reg.summary())
+
+
+def test_the_summary_of_a_pure_refit_does_not_ask_for_a_lower_strength():
+    model = _net()
+    optimizer = _sgd(model)
+    reg = Regularizer(model, L1(0.1), schedule=Refit(0)).attach(optimizer)
+    _step(model, optimizer)
+    assert reg.summary().advice == ""

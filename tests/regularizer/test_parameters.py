@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -12,6 +15,7 @@ from strongreg import (
     MCP,
     AlwaysOpen,
     CoherenceGate,
+    Constant,
     Delay,
     ElasticNet,
     GroupL2,
@@ -157,3 +161,110 @@ def test_no_gate_opens_on_weights_that_are_not_finite(gate):
     optimizer.step()
     assert reg.history["open"].tolist() == [0.0]
     assert weight[0, 1] == 1.0
+
+
+@pytest.mark.parametrize("gate", [AlwaysOpen(), CoherenceGate(-1.0)], ids=repr)
+@pytest.mark.parametrize("mode", ["proximal", "gradient"])
+@_every_penalty
+def test_strength_0_does_not_count_as_acting_and_keeps_the_sign_of_a_zero(penalty, gate, mode):
+    weight = nn.Parameter(torch.tensor([[-0.0, 1.0], [-1.0, 0.0]]))
+    before = weight.detach().clone()
+    reg = _train([weight], dataclasses.replace(penalty, strength=0.0), gate=gate, mode=mode, schedule=Constant())
+    bare = nn.Parameter(before)
+    optimizer = torch.optim.SGD([bare], lr=0.1, momentum=0.5)
+    for _ in range(5):
+        bare.grad = 0.1 * bare.detach().clone()
+        optimizer.step()
+    assert torch.equal(weight.detach().view(torch.int32), bare.detach().view(torch.int32))
+    assert reg.summary().total.open_fraction == 0.0
+    assert reg.summary().advice == ""
+
+
+@pytest.mark.parametrize("gate", [AlwaysOpen(), CoherenceGate(-1.0)], ids=repr)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_gradient_of_a_parameter_that_is_not_penalized_closes_the_gate_too(gate, bad):
+    model = nn.Sequential(nn.Linear(3, 2), nn.Embedding(4, 2, sparse=True))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    reg = Regularizer(model, {"0.weight": L1(0.1)}, gate=gate).attach(optimizer)
+    good = model[0].weight.detach().clone()
+    model[0].weight.grad = torch.zeros(2, 3)
+    model[0].bias.grad = torch.tensor([0.0, bad])
+    with pytest.warns(RuntimeWarning, match="NaN or infinity"):
+        optimizer.step()
+    assert (reg.num_nonfinite, reg.history["open"].tolist()) == (1, [0.0])
+    assert torch.equal(model[0].weight, good)
+    model[0].bias.grad = torch.zeros(2)
+    model[1].weight.grad = torch.sparse_coo_tensor(
+        [[1, 1]], torch.tensor([[bad, 0.0], [0.0, 0.0]]), (4, 2), check_invariants=True
+    )
+    optimizer.step()
+    assert reg.num_nonfinite == 2
+
+
+def test_large_but_finite_gradients_elsewhere_do_not_close_the_gate():
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-30)
+    reg = Regularizer(model, L1(0.1), gate=AlwaysOpen()).attach(optimizer)
+    model.weight.grad = torch.ones(2, 3)
+    model.bias.grad = torch.full((2,), 3e38)
+    optimizer.step()
+    assert (reg.num_nonfinite, reg.history["open"].tolist()) == (0, [1.0])
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_learning_rate_tensor_of_one_entry_may_have_any_shape(shape):
+    weight = nn.Parameter(torch.tensor(1.0))
+    reg = Regularizer(nn.ParameterDict({"w": weight}), {"w": L1(1.0)}, gate=AlwaysOpen())
+    reg.attach(torch.optim.SGD([weight], lr=torch.full(shape, 0.25)))
+    weight.grad = torch.tensor(1.0)
+    reg._optimizer.step()
+    assert weight.item() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("dtype", "strength", "warns"),
+    [
+        (torch.bfloat16, 1e-3, True),
+        (torch.bfloat16, 1.0, False),
+        (torch.float16, 1e-4, True),
+        (torch.float32, 1e-4, False),
+        (torch.bfloat16, 0.0, False),
+    ],
+)
+def test_weights_too_coarse_to_be_shrunk_are_told_once_at_attach(dtype, strength, warns):
+    model = nn.Linear(64, 64).to(dtype)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Regularizer(model, L1(strength)).attach(optimizer)
+    assert [("keep the weights in float32" in str(w.message)) for w in caught] == [True] * warns
+
+
+@pytest.mark.parametrize("penalty", [L1(1.0), L2(1.0), ElasticNet(1.0), GroupL2(1.0), SparseGroup(1.0), MCP(1.0)])
+def test_the_value_of_many_half_precision_weights_is_finite(penalty):
+    model = nn.Linear(600, 600).half()
+    nn.init.constant_(model.weight, 1.0)
+    expected = penalty.value(torch.ones(600, 600))
+    assert penalty.value(model.weight.detach()) == expected
+    assert Regularizer(model, penalty).penalty_value() == expected
+
+
+def test_parametrized_weights_follow_the_layer_they_serve():
+    conv = nn.utils.parametrizations.weight_norm(nn.ConvTranspose2d(3, 4, 2))
+    embedding = nn.utils.parametrizations.weight_norm(nn.Embedding(5, 4))
+    model = nn.Sequential(conv, embedding)
+    targets = Regularizer(model, GroupL2(0.1)).targets
+    assert {t.name.split(".")[0] for t in targets} == {"0"}
+    assert {t.penalty.dim for t in targets} == {1}
+    assert len(Regularizer(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)), L1(0.1)).targets) == 1
+
+
+def test_tensors_for_the_device_do_not_pile_up_when_gradients_come_and_go():
+    params = [nn.Parameter(torch.randn(2, 2)) for _ in range(8)]
+    optimizer = torch.optim.SGD(params, lr=0.1)
+    reg = Regularizer(nn.ParameterList(params), L1(0.1)).attach(optimizer)
+    for step in range(256):
+        for i, p in enumerate(params):
+            p.grad = torch.randn(2, 2) if step >> i & 1 else None
+        optimizer.step()
+    assert len(reg._constant) <= 64

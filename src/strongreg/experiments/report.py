@@ -60,10 +60,11 @@ def write_report(comparison: Comparison, file: Path) -> None:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("strongreg.experiments"), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    seeds = "1 seed" if num_seeds == 1 else f"{num_seeds} seeds"
     penalty = f"{config.penalty} of strength {config.strength:g}"
     html = environment.get_template("report.html.j2").render(
         title=f"{config.model} on {config.data}: {', '.join(s.method for s in summaries)}",
-        subtitle=f"{penalty}, {config.epochs} epochs, {num_seeds} seed(s); strongreg {strongreg.__version__}",
+        subtitle=f"{penalty}, {config.epochs} epochs, {seeds}; strongreg {strongreg.__version__}",
         header=HEADER,
         rows=[{"cells": cells(s), "dead": s.num_alive == 0} for s in summaries],
         several_seeds=num_seeds > 1,

@@ -91,7 +91,7 @@ class Penalty(abc.ABC):
             w: weights, any shape.
 
         Returns:
-            0-d tensor, in units of the loss.
+            0-d tensor, in units of the loss; float32 for weights of half precision, whose sum would leave their range.
         """
 
     @abc.abstractmethod

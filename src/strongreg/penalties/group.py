@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from strongreg.penalties.base import Penalty, distance_to_interval, largest, sign, soft_threshold
-from strongreg.precision import scalar_dtype
+from strongreg.precision import at_least_float32, scalar_dtype
 from strongreg.validation import check_number
 
 _NUM_BISECTIONS = 200
@@ -62,6 +62,7 @@ class GroupL2(Penalty):
 
     def value(self, w: Tensor) -> Tensor:
         """See :meth:`Penalty.value`."""
+        w = at_least_float32(w)
         return self.strength * self._weight(w) * _group_norms(w, self.dim).sum()
 
     def subgradient(self, w: Tensor) -> Tensor:
@@ -129,6 +130,7 @@ class SparseGroup(Penalty):
 
     def value(self, w: Tensor) -> Tensor:
         """See :meth:`Penalty.value`."""
+        w = at_least_float32(w)
         l1, l2 = self._parts(w)
         return self.strength * (l1 * w.abs().sum() + l2 * _group_norms(w, self.dim).sum())
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from strongreg.penalties.base import Penalty, distance_to_interval, largest, sign, soft_threshold
+from strongreg.precision import at_least_float32
 from strongreg.validation import check_number
 
 
@@ -32,6 +33,7 @@ class L1(Penalty):
 
     def value(self, w: Tensor) -> Tensor:
         """See :meth:`Penalty.value`."""
+        w = at_least_float32(w)
         return self.strength * w.abs().sum()
 
     def subgradient(self, w: Tensor) -> Tensor:
@@ -76,6 +78,7 @@ class L2(Penalty):
 
     def value(self, w: Tensor) -> Tensor:
         """See :meth:`Penalty.value`."""
+        w = at_least_float32(w)
         return 0.5 * self.strength * w.square().sum()
 
     def subgradient(self, w: Tensor) -> Tensor:
@@ -128,6 +131,7 @@ class ElasticNet(Penalty):
 
     def value(self, w: Tensor) -> Tensor:
         """See :meth:`Penalty.value`."""
+        w = at_least_float32(w)
         return self.strength * (self.l1_ratio * w.abs().sum() + 0.5 * (1 - self.l1_ratio) * w.square().sum())
 
     def subgradient(self, w: Tensor) -> Tensor:
@@ -181,12 +185,11 @@ class MCP(Penalty):
     def __post_init__(self) -> None:
         """Check the hyper-parameters."""
         super().__post_init__()
-        check_number(self, "cutoff", minimum=0.0)
-        if self.cutoff == 0:
-            raise ValueError("MCP(cutoff=0): cutoff must be > 0; weights beyond it are not shrunk")
+        check_number(self, "cutoff", minimum=0.0, exclusive=True)
 
     def value(self, w: Tensor) -> Tensor:
         """See :meth:`Penalty.value`."""
+        w = at_least_float32(w)
         size = w.abs().clamp(max=self.cutoff)
         return self.strength * (size - size.square() / (2 * self.cutoff)).sum()
 

@@ -1,0 +1,135 @@
+"""What a resumed run needs of a Regularizer, as tensors and plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from strongreg.counts import StepCounts
+from strongreg.groups import Target
+from strongreg.history import History
+from strongreg.hyperparameters import describe, restore
+from strongreg.refit import ZeroMasks
+from strongreg.settings import Settings
+
+_VERSION = 1
+_KEYS_OF_TORCH = ("state", "param_groups")
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Everything that is saved, read back and checked.
+
+    Args:
+        settings: what the user chose.
+        targets: the K penalized parameters with their penalties.
+        scales: relative strength of each, K entries; None before the first attachment.
+        counts: the counts of the steps.
+        num_calls: calls of the optimizer's step.
+        zero_masks: the zeros that a refit holds.
+        history: the records.
+    """
+
+    settings: Settings
+    targets: list[Target]
+    scales: list[float] | None
+    counts: StepCounts
+    num_calls: int
+    zero_masks: ZeroMasks
+    history: History
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """What the user chose, as plain data."""
+        return {
+            "mode": self.settings.mode,
+            "strength_scale": self.settings.strength_scale,
+            "coherence_of": self.settings.coherence_of,
+            "history_every": self.history.every,
+            "gate": describe(self.settings.gate),
+            "schedule": describe(self.settings.schedule),
+            "penalties": {t.name: describe(t.penalty) for t in self.targets},
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it as tensors and plain data.
+
+        Returns:
+            A dictionary for :func:`read_progress`.
+        """
+        return {
+            "version": _VERSION,
+            **self.hyperparameters(),
+            "scales": None if self.scales is None else list(self.scales),
+            "counts": self.counts.state_dict(),
+            "num_calls": self.num_calls,
+            "zero_masks": self.zero_masks.state_dict(self.targets),
+            "history": self.history.state_dict(),
+        }
+
+
+def read_progress(state: dict[str, Any], settings: Settings, targets: Sequence[Target]) -> Progress:
+    """Read a saved state.
+
+    Args:
+        state: what :meth:`Progress.state_dict` returned.
+        settings: those of the object that is to continue; the saved ones are parts of the same classes.
+        targets: its penalized parameters.
+
+    Returns:
+        All that was saved.
+
+    Raises:
+        ValueError: the state is damaged, of another version, for other parameters, or for parts of other classes.
+    """
+    if state.get("version") != _VERSION:
+        raise ValueError(f"the saved state has version {state.get('version')!r}, this strongreg reads {_VERSION}")
+    try:
+        return _read(state, settings, targets)
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"the saved state of the Regularizer is damaged ({type(error).__name__}: {error})") from error
+
+
+def _read(state: dict[str, Any], settings: Settings, targets: Sequence[Target]) -> Progress:
+    penalties = state["penalties"]
+    names = [t.name for t in targets]
+    if list(penalties) != names:
+        different = sorted(set(penalties) ^ set(names)) or "the same names in another order"
+        raise ValueError(
+            f"the saved state is for other parameters ({different}): build the Regularizer on the same network "
+            "with the same patterns"
+        )
+    settings = Settings(
+        restore(settings.gate, state["gate"]),
+        restore(settings.schedule, state["schedule"]),
+        state["mode"],
+        state["strength_scale"],
+        state["coherence_of"],
+    )
+    targets = [dataclasses.replace(t, penalty=restore(t.penalty, penalties[t.name])) for t in targets]
+    history = History(names, state["history_every"])
+    history.load_state_dict(state["history"])
+    counts = StepCounts(len(targets))
+    counts.load_state_dict(state["counts"])
+    zero_masks = ZeroMasks(len(targets))
+    zero_masks.load_state_dict(targets, state["zero_masks"])
+    scales = state["scales"]
+    if scales is not None and len(scales) != len(targets):
+        raise ValueError(f"the saved state holds {len(scales)} relative strengths for {len(targets)} parameters")
+    return Progress(settings, targets, scales, counts, int(state["num_calls"]), zero_masks, history)
+
+
+def check_key(key: str) -> None:
+    """Check the name of the entry of ``optimizer.state_dict()`` that carries a state.
+
+    Args:
+        key: the name.
+
+    Raises:
+        TypeError: it is no string.
+        ValueError: it is empty, or torch keeps its own state there.
+    """
+    if not isinstance(key, str):
+        raise TypeError(f"attach(key={key!r}): key must be a string, the name of an entry of optimizer.state_dict()")
+    if not key or key in _KEYS_OF_TORCH:
+        raise ValueError(f"attach(key={key!r}): torch keeps its own state there; choose another name")
