@@ -17,15 +17,16 @@ from unittest.mock import Mock
 import pytest
 
 import strongreg
+from experiments.recipes import recipe
 from strongreg import cli
 from strongreg.experiments import compare
 from strongreg.experiments.compare import Comparison
-from strongreg.experiments.config import METHODS, RunConfig
 from strongreg.experiments.data import load_data
 from strongreg.experiments.engine import train
 from strongreg.experiments.errors import UserError
+from strongreg.experiments.recipe import COMPARED, Recipe
 
-CONFIG = RunConfig(model="lenet300", epochs=2)
+RECIPE = recipe(model="lenet300", epochs=2)
 SMALL = ["--model", "lenet300", "--epochs", "2"]
 COMMAND = [sys.executable, "-m", "strongreg"]
 
@@ -62,8 +63,8 @@ def elsewhere(tmp_path, monkeypatch) -> Path:
 def trained(tmp_path_factory) -> Path:
     """The finished runs of ``compare`` with the options ``SMALL``, trained in this process."""
     directory, data = tmp_path_factory.mktemp("cli"), load_data("digits")
-    for job in Comparison(CONFIG, METHODS, [0], directory).jobs:
-        train(CONFIG, job.method, job.seed, data, directory / "runs" / job.directory_name, lambda metrics: None)
+    for job in Comparison(RECIPE, COMPARED, [0], directory).jobs:
+        train(RECIPE, job.method, job.seed, data, directory / "runs" / job.directory_name, lambda metrics: None)
     return directory
 
 
@@ -131,9 +132,9 @@ def test_options_reach_the_configuration_and_the_runs(capsys, no_training):
     _run(capsys, "compare", *options.split(), "--seeds", 3, "--device", "cpu", "--out", "here/there")
     content = json.loads(Path("here/there/config.json").read_text())
     given = {"model": "lenet300", "penalty": "group_l2", "strength": 0.25, "gate_threshold": -0.5, "epochs": 7}
-    assert content["config"] == RunConfig(**given).model_dump()
+    assert Recipe(**content["config"]) == recipe(**given)
     assert {run.name for run in Path("here/there/runs").iterdir()} == {
-        f"{m}-seed{s}" for s in range(3) for m in METHODS
+        f"{m}-seed{s}" for s in range(3) for m in COMPARED
     }
     assert no_training.call_count == 1
 
@@ -164,9 +165,9 @@ def test_without_out_every_command_has_a_new_directory(capsys, no_training):
 
 def test_a_finished_comparison_shows_its_table_and_writes_its_report(capsys, out):
     output, messages = _run(capsys, "compare", *SMALL, "--out", out)
-    rows = [line.split()[0] for line in output.splitlines() if line.split()[:1] and line.split()[0] in METHODS]
-    assert rows == list(METHODS)
-    assert f"lenet300 on digits, l1 of strength {CONFIG.strength:g}, 2 epochs" in output
+    rows = [line.split()[0] for line in output.splitlines() if line.split()[:1] and line.split()[0] in COMPARED]
+    assert rows == list(COMPARED)
+    assert f"lenet300 on digits, l1 of strength {RECIPE.penalty.strength:g}, 2 epochs" in output
     assert "…" not in output
     assert max(map(len, output.splitlines())) <= 80
     assert "4 finished runs found" in messages
@@ -210,9 +211,9 @@ def test_train_gives_the_numbers_of_the_same_method_and_seed_in_compare(capsys, 
         ("--strength nan", "strength=nan: must be a finite number"),
         ("--strength inf", "strength=inf: must be a finite number"),
         ("--strength strong", "'--strength'"),
-        ("--gate-threshold 1.01", "gate_threshold=1.01: must"),
-        ("--gate-threshold -1.01", "gate_threshold=-1.01: must"),
-        ("--gate-threshold nan", "gate_threshold=nan: must"),
+        ("--gate-threshold 1.01", "gate.threshold=1.01: must"),
+        ("--gate-threshold -1.01", "gate.threshold=-1.01: must"),
+        ("--gate-threshold nan", "gate.threshold=nan: must"),
         ("--epochs 0", "epochs=0: must"),
         ("--epochs -3", "epochs=-3: must"),
         ("--epochs 1.5", "'--epochs'"),
@@ -225,6 +226,11 @@ def test_train_gives_the_numbers_of_the_same_method_and_seed_in_compare(capsys, 
         ("--device privateuseone", "device 'privateuseone' cannot be used"),
         ("--out mine", "cannot write to mine"),
         ("--out mine/below", "cannot write to mine/below"),
+        ("--set penalty.stength=1", "did you mean penalty.strength?"),
+        ("--set penalty.strength", "write section.key=value"),
+        ("--set data.validation_share=2", "data.validation_share=2: must"),
+        ("--recipe none.toml", "cannot read recipe none.toml"),
+        ("--recipe mine", "recipe mine is not TOML"),
         ("--sedes 3", "--sedes"),
         ("extra", "extra"),
     ],
@@ -244,6 +250,9 @@ def test_a_bad_value_is_one_line_and_exit_code_2(capsys, elsewhere, no_training,
         ("compare --workers 0", "workers=0: must be >= 1"),
         ("train --seed -1", "seed=-1: must be between 0 and 9223372036854775807"),
         ("train --seed 18446744073709551616", "seed=18446744073709551616: must"),
+        ("compare --methods dense,coherrent", "unknown method 'coherrent': did you mean 'coherent'?"),
+        ("compare --methods slimming --model lenet300", "slimming needs batch normalization"),
+        ("train --resume nowhere", "nowhere holds no runs"),
         ("train --method coherrent", "unknown method 'coherrent': did you mean 'coherent'?"),
         ("train --method ''", "unknown method"),
         ("compar", "No such command 'compar'"),
@@ -265,8 +274,8 @@ def test_a_directory_that_may_not_be_written_is_one_line(capsys, monkeypatch):
 
 def test_another_configuration_in_the_directory_is_one_line_that_names_the_difference(capsys, out):
     text = _error(capsys, "compare", "--model", "lenet300", "--epochs", 3, "--strength", 0.1, "--out", out)
-    assert f"{out} holds runs of another configuration" in text
-    assert f"strength={CONFIG.strength} there, 0.1 now" in text
+    assert f"{out} holds runs of another recipe" in text
+    assert f"strength={RECIPE.penalty.strength} there, 0.1 now" in text
     assert "epochs=2 there, 3 now" in text
     assert "choose another --out" in text
 
@@ -372,19 +381,20 @@ def test_ctrl_c_keeps_the_finished_runs_and_the_same_command_goes_on(capsys):
     assert "of 4 runs are finished and kept in out; the same command with --out out goes on" in last
 
     _run(capsys, *arguments)
-    assert [run["method"] for run in json.loads(Path("out/results.json").read_text())["runs"]] == list(METHODS)
+    assert [run["method"] for run in json.loads(Path("out/results.json").read_text())["runs"]] == list(COMPARED)
     assert {file: file.read_bytes() for file in kept} == kept
     alone = Path("alone")
     alone.mkdir()
-    train(RunConfig(model="lenet300", epochs=8), "coherent", 0, load_data("digits"), alone, lambda metrics: None)
+    train(recipe(model="lenet300", epochs=8), "coherent", 0, load_data("digits"), alone, lambda metrics: None)
     weights = "weights.safetensors"
     assert Path("out/runs/coherent-seed0", weights).read_bytes() == (alone / weights).read_bytes()
 
 
-def test_ctrl_c_while_the_processes_start_is_one_line():
+def test_ctrl_c_while_the_processes_start_is_answered_at_once():
     stopped = _interrupt(["compare", *SMALL, "--workers", "2", "--out", "out"], "out/config.json", delay=1.0)
     assert stopped.returncode == 2
     assert stopped.stderr == (
+        "interrupting: the runs under way save their checkpoints\n"
         "strongreg: error: interrupted: 0 of 4 runs are finished and kept in out; the same command with "
         "--out out goes on\n"
     )

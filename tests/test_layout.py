@@ -25,7 +25,7 @@ _ORDER = (
     ("counts", "pull"),
     ("checkpoint",),
     ("regularizer",),
-    ("__init__",),
+    ("__init__", "diagnosis"),
     ("experiments",),
     ("cli",),
     ("__main__",),

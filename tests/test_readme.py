@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from strongreg.experiments.config import default_config
 from strongreg.experiments.engine import RunResult
+from strongreg.experiments.recipe import build_recipe, default_changes
 from strongreg.experiments.table import HEADER, cells, summarize
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +51,7 @@ def test_the_code_runs(code):
 def test_the_table_is_that_of_the_recorded_runs(penalty):
     results = _recorded(penalty)
     assert {(r.penalty, r.strength) for r in results if r.method != "dense"} == {
-        (penalty, default_config(penalty).strength)
+        (penalty, build_recipe(default_changes(penalty)).penalty.strength)
     }
     assert {r.seed for r in results} == set(range(5))
     assert "| " + " | ".join(HEADER[:-1]) + " |" in README

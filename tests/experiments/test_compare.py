@@ -14,26 +14,31 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from strongreg.experiments import compare
+from experiments.recipes import recipe
+from strongreg.experiments import compare, files
 from strongreg.experiments.compare import Comparison, Job
-from strongreg.experiments.config import METHODS, RunConfig
 from strongreg.experiments.data import load_data
 from strongreg.experiments.engine import EpochMetrics, train
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.files import read_json
+from strongreg.experiments.recipe import COMPARED, Recipe, build_recipe, read_recipe
 
-CONFIG = RunConfig(model="lenet300", epochs=2, gate_threshold=0.75)
-RUN_FILES = ["metrics.jsonl", "result.json", "weights.safetensors"]
+RECIPE = recipe(model="lenet300", epochs=2, gate_threshold=0.75)
+RUN_FILES = ["history.safetensors", "metrics.jsonl", "result.json", "weights.safetensors"]
+
+
+def _changed(**changes) -> Recipe:
+    return recipe(**{"model": "lenet300", "epochs": 2, "gate_threshold": 0.75, **changes})
 
 
 def _listener() -> Mock:
-    return Mock(spec=["on_epoch", "on_result"])
+    return Mock(spec=["on_epoch", "on_result", "on_stop"])
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The four methods, trained by one worker process."""
-    comparison = Comparison(CONFIG, METHODS, [0], tmp_path_factory.mktemp("runs") / "new" / "comparison")
+    comparison = Comparison(RECIPE, COMPARED, [0], tmp_path_factory.mktemp("runs") / "new" / "comparison")
     listener = _listener()
     comparison.run(1, 1, listener)
     return comparison, listener
@@ -68,22 +73,23 @@ def _written(directory: Path) -> dict[Path, int]:
 
 def test_a_comparison_writes_the_documented_files(finished):
     directory = finished[0].directory
-    assert sorted(path.name for path in directory.iterdir()) == ["config.json", "results.json", "runs"]
+    assert sorted(path.name for path in directory.iterdir()) == ["config.json", "recipe.toml", "results.json", "runs"]
     folders = ["always-seed0", "coherent-seed0", "delayed-seed0", "dense-seed0"]
     assert sorted(path.name for path in (directory / "runs").iterdir()) == folders
     for folder in folders:
         assert sorted(path.name for path in (directory / "runs" / folder).iterdir()) == RUN_FILES
     config = read_json(directory / "config.json")
-    assert RunConfig(**config["config"]) == CONFIG
+    assert Recipe(**config["config"]) == RECIPE
+    assert build_recipe({}, read_recipe(directory / "recipe.toml")) == RECIPE
     assert config["versions"]["torch"] == torch.__version__
 
 
 def test_results_hold_one_entry_per_run_with_the_documented_fields(finished):
     runs = read_json(finished[0].directory / "results.json")["runs"]
-    assert [(run["method"], run["seed"]) for run in runs] == [(method, 0) for method in METHODS]
+    assert [(run["method"], run["seed"]) for run in runs] == [(method, 0) for method in COMPARED]
     for run in runs:
         assert (run["data"], run["model"], run["penalty"]) == ("digits", "lenet300", "l1")
-        assert run["strength"] == (0.0 if run["method"] == "dense" else CONFIG.strength)
+        assert run["strength"] == (0.0 if run["method"] == "dense" else RECIPE.penalty.strength)
         assert 0 <= run["accuracy"] <= 1
         assert run["accuracy"] * 360 == pytest.approx(round(run["accuracy"] * 360))  # of the 360 test images
         assert 0 <= run["open_fraction"] <= 1
@@ -120,22 +126,22 @@ def test_the_listener_hears_of_every_run(finished):
 # ---------------------------------------------------------------------- the same numbers whoever trains them
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", COMPARED)
 def test_a_run_on_its_own_gives_the_numbers_of_the_comparison(finished, tmp_path, method):
     job, comparison = Job(method, 0), finished[0]
     alone = _run_directory(tmp_path, job)
     alone.mkdir(parents=True)
-    result = train(CONFIG, method, 0, load_data("digits"), alone, lambda metrics: None)
+    result = train(RECIPE, method, 0, load_data("digits"), alone)
     assert _numbers(result) == _numbers(comparison.results[job])
     _assert_same_runs(comparison.directory, tmp_path, [job])
 
 
-def test_missing_runs_are_trained_anew_by_any_number_of_workers_and_finished_ones_kept(finished, directory):
+def test_missing_runs_go_on_with_any_number_of_workers_and_finished_ones_kept(finished, directory):
     lost = [Job("dense", 0), Job("coherent", 0)]
     for job in lost:
         (_run_directory(directory, job) / "result.json").unlink()
     (directory / "results.json").unlink()
-    comparison, listener = Comparison(CONFIG, METHODS, [0], directory), _listener()
+    comparison, listener = Comparison(RECIPE, COMPARED, [0], directory), _listener()
     before = _written(directory)
     assert {job.method for job in comparison.results} == {"always", "delayed"}
     comparison.run(2, 1, listener)
@@ -150,7 +156,7 @@ def test_missing_runs_are_trained_anew_by_any_number_of_workers_and_finished_one
 def test_a_finished_comparison_trains_nothing(finished, directory):
     before = _written(directory)
     (directory / "results.json").unlink()
-    comparison, listener = Comparison(CONFIG, METHODS, [0], directory), _listener()
+    comparison, listener = Comparison(RECIPE, COMPARED, [0], directory), _listener()
     assert comparison.results == finished[0].results
     comparison.run(1, 1, listener)
     assert listener.mock_calls == []
@@ -159,9 +165,9 @@ def test_a_finished_comparison_trains_nothing(finished, directory):
 
 
 def test_more_seeds_keep_the_finished_ones_and_come_in_the_order_of_the_seeds(finished, directory):
-    comparison = Comparison(CONFIG, METHODS, [1, 0], directory)
+    comparison = Comparison(RECIPE, COMPARED, [1, 0], directory)
     assert [job.seed for job in comparison.jobs] == [1] * 4 + [0] * 4
-    assert [job.method for job in comparison.jobs] == [*METHODS, *METHODS]
+    assert [job.method for job in comparison.jobs] == [*COMPARED, *COMPARED]
     assert set(comparison.results) == set(finished[0].results)
     assert comparison.finished_results == finished[0].finished_results
 
@@ -172,37 +178,37 @@ def test_more_seeds_keep_the_finished_ones_and_come_in_the_order_of_the_seeds(fi
 @pytest.mark.parametrize(
     ("changes", "difference"),
     [
-        ({"strength": 0.006}, rf"(strength={CONFIG.strength} there, 0.006 now)"),
-        ({"epochs": 3, "penalty": "l2"}, r"(penalty='l1' there, 'l2' now, epochs=2 there, 3 now)"),
-        ({"gate_threshold": 0.5}, r"(gate_threshold=0.75 there, 0.5 now)"),
+        ({"strength": 0.006}, rf"(penalty.strength={RECIPE.penalty.strength} there, 0.006 now)"),
+        ({"epochs": 3, "penalty": "l2"}, r"(penalty.name='l1' there, 'l2' now, training.epochs=2 there, 3 now)"),
+        ({"gate_threshold": 0.5}, r"(gate.threshold=0.75 there, 0.5 now)"),
     ],
 )
 def test_another_configuration_in_the_same_directory_is_an_error_that_names_the_difference(
     directory, changes, difference
 ):
     before = _written(directory)
-    with pytest.raises(UserError, match="holds runs of another configuration") as caught:
-        Comparison(CONFIG.model_copy(update=changes), METHODS, [0], directory)
+    with pytest.raises(UserError, match="holds runs of another recipe") as caught:
+        Comparison(_changed(**changes), COMPARED, [0], directory)
     assert difference in str(caught.value)
     assert str(directory) in str(caught.value)
     assert _written(directory) == before
-    assert RunConfig(**read_json(directory / "config.json")["config"]) == CONFIG
+    assert Recipe(**read_json(directory / "config.json")["config"]) == RECIPE
 
 
 def test_a_field_that_only_the_other_configuration_has_is_named_too(directory):
     content = read_json(directory / "config.json")
-    content["config"]["dropout"] = 0.5
+    content["config"]["model"]["width"] = 0.5
     (directory / "config.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="dropout"):
-        Comparison(CONFIG, METHODS, [0], directory)
+    with pytest.raises(UserError, match="width"):
+        Comparison(RECIPE, COMPARED, [0], directory)
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"method": "dense", "accu', '{"config": 3}'])
 @pytest.mark.parametrize("name", ["config.json", "runs/always-seed0/result.json"])
 def test_a_damaged_file_is_an_error_that_names_it_or_its_directory(directory, name, content):
     (directory / name).write_text(content)
-    with pytest.raises(UserError, match=r"is damaged|another configuration") as caught:
-        Comparison(CONFIG, METHODS, [0], directory)
+    with pytest.raises(UserError, match=r"is damaged|another recipe") as caught:
+        Comparison(RECIPE, COMPARED, [0], directory)
     assert str(directory / name if name.startswith("runs") else directory) in str(caught.value)
 
 
@@ -211,7 +217,7 @@ def test_lost_or_damaged_metrics_of_a_finished_run_are_an_error_that_names_the_f
     file = directory / "runs" / "always-seed0" / "metrics.jsonl"
     file.unlink() if content is None else file.write_text(content)
     with pytest.raises(UserError, match=r"always-seed0/metrics\.jsonl"):
-        Comparison(CONFIG, METHODS, [0], directory).metrics(Job("always", 0))
+        Comparison(RECIPE, COMPARED, [0], directory).metrics(Job("always", 0))
 
 
 @pytest.mark.parametrize(
@@ -228,7 +234,7 @@ def test_lost_or_damaged_metrics_of_a_finished_run_are_an_error_that_names_the_f
 )
 def test_a_configuration_that_cannot_run_is_an_error_before_anything_is_written(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
-        Comparison(CONFIG.model_copy(update=changes), METHODS, [0], tmp_path / "new")
+        Comparison(_changed(**changes), COMPARED, [0], tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -236,15 +242,15 @@ def test_a_configuration_that_cannot_run_is_an_error_before_anything_is_written(
 def test_a_file_in_the_place_of_the_directory_is_an_error(tmp_path, place):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match=r"cannot write to .*; choose another --out") as caught:
-        Comparison(CONFIG, METHODS, [0], tmp_path / place)
+        Comparison(RECIPE, COMPARED, [0], tmp_path / place)
     assert str(tmp_path / place) in str(caught.value)
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_directory_that_may_not_be_written_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(Path, "write_text", Mock(side_effect=PermissionError(13, "Permission denied")))
+    monkeypatch.setattr(files.os, "fsync", Mock(side_effect=PermissionError(13, "Permission denied")))
     with pytest.raises(UserError, match=r"cannot write to .*: Permission denied; choose another --out"):
-        Comparison(CONFIG, METHODS, [0], tmp_path)
+        Comparison(RECIPE, COMPARED, [0], tmp_path)
 
 
 class _FailingPool:
@@ -281,7 +287,7 @@ def test_a_run_that_fails_leaves_the_finished_ones(finished, tmp_path, monkeypat
     monkeypatch.setattr(compare, "ProcessPoolExecutor", lambda *args, **kwargs: _FailingPool([done, failure]))
     # one after the other, so that the first is seen before the second
     monkeypatch.setattr(compare, "wait", lambda pending, **kwargs: ([next(iter(pending))], None))
-    comparison = Comparison(CONFIG, ["dense", "always"], [5], tmp_path)
+    comparison = Comparison(RECIPE, ["dense", "always"], [5], tmp_path)
     with pytest.raises(kind, match=message):
         comparison.run(1, 1, _listener())
     assert comparison.finished_results == [done]
@@ -292,4 +298,4 @@ def test_results_that_cannot_be_written_at_the_end_are_an_error(directory):
     (directory / "results.json").unlink()
     (directory / "results.json").mkdir()
     with pytest.raises(UserError, match="cannot write to"):
-        Comparison(CONFIG, METHODS, [0], directory).run(1, 1, _listener())
+        Comparison(RECIPE, COMPARED, [0], directory).run(1, 1, _listener())

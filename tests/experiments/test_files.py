@@ -9,6 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from strongreg.experiments import files
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.files import read_json, write_json
 
@@ -40,13 +41,13 @@ def test_numbers_that_json_does_not_know_are_an_error_and_leave_the_file_as_it_w
     assert list(tmp_path.iterdir()) == [file]
 
 
-@pytest.mark.parametrize("failing", ["write_text", "replace"])
-def test_a_failed_write_leaves_the_file_as_it_was(tmp_path, monkeypatch, failing):
+@pytest.mark.parametrize(("owner", "failing"), [(files.os, "fsync"), (Path, "replace")])
+def test_a_failed_write_leaves_the_file_as_it_was(tmp_path, monkeypatch, owner, failing):
     file = tmp_path / "a.json"
     write_json(file, {"a": 1})
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, failing, Mock(side_effect=OSError(28, "No space left on device")))
+        patch.setattr(owner, failing, Mock(side_effect=OSError(28, "No space left on device")))
         with pytest.raises(OSError, match="No space left"):
             write_json(file, {"a": 2})
     assert read_json(file) == {"a": 1}

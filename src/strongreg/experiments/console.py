@@ -57,6 +57,10 @@ class ProgressBars:
         """Take the bars away."""
         self._progress.stop()
 
+    def on_stop(self) -> None:
+        """Say that the interrupt was heard."""
+        self._console.print("interrupting: the runs under way save their checkpoints", highlight=False, markup=False)
+
     def on_epoch(self, job: Job, metrics: EpochMetrics) -> None:
         """Move a run's bar.
 

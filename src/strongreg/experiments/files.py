@@ -1,19 +1,21 @@
-"""JSON files that are whole or not there at all."""
+"""Files that are whole or not there at all."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from strongreg.experiments.errors import UserError
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path, remedy: str = "delete its folder to train again") -> dict[str, Any]:
     """Read a JSON object.
 
     Args:
         file: an existing file.
+        remedy: what to do if it is damaged.
 
     Returns:
         Its content.
@@ -26,7 +28,7 @@ def read_json(file: Path) -> dict[str, Any]:
     except ValueError:
         content = None
     if not isinstance(content, dict):
-        raise UserError(f"{file} is damaged: delete its folder to train again")
+        raise UserError(f"{file} is damaged: {remedy}")
     return content
 
 
@@ -41,6 +43,22 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
         OSError: the file cannot be written.
         ValueError: the content holds NaN or infinity, which JSON does not know.
     """
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_bytes(file, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write a whole file or none, also if the machine stops in between.
+
+    Args:
+        file: where to write.
+        content: what.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    part = file.with_name(file.name + ".part")
+    with part.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
     part.replace(file)

@@ -17,12 +17,20 @@ from matplotlib.figure import Figure
 
 import strongreg
 from strongreg.experiments.compare import Comparison, Job
-from strongreg.experiments.config import METHODS, Method, RunConfig
 from strongreg.experiments.engine import EpochMetrics
+from strongreg.experiments.recipe import METHODS, Method, Recipe, show_recipe
 from strongreg.experiments.table import HEADER, cells, summarize
 
 Curves = dict[Job, list[EpochMetrics]]
-_COLORS: dict[Method, str] = {"dense": "#5b6475", "always": "#c2362b", "delayed": "#c98a1b", "coherent": "#1f6feb"}
+_COLORS: dict[Method, str] = {
+    "dense": "#5b6475",
+    "always": "#c2362b",
+    "delayed": "#c98a1b",
+    "coherent": "#1f6feb",
+    "magnitude": "#2e8b57",
+    "oneshot": "#8a5cc9",
+    "slimming": "#b0568f",
+}
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9,
@@ -53,7 +61,7 @@ def write_report(comparison: Comparison, file: Path) -> None:
         OSError: the file cannot be written.
     """
     results = comparison.finished_results
-    config = comparison.config
+    recipe = comparison.recipe
     curves = {Job(r.method, r.seed): comparison.metrics(Job(r.method, r.seed)) for r in results}
     summaries = summarize(results)
     num_seeds = len({r.seed for r in results})
@@ -61,21 +69,21 @@ def write_report(comparison: Comparison, file: Path) -> None:
         loader=jinja2.PackageLoader("strongreg.experiments"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     seeds = "1 seed" if num_seeds == 1 else f"{num_seeds} seeds"
-    penalty = f"{config.penalty} of strength {config.strength:g}"
+    penalty = f"{recipe.penalty.name} of strength {recipe.penalty.strength:g}"
     html = environment.get_template("report.html.j2").render(
-        title=f"{config.model} on {config.data}: {', '.join(s.method for s in summaries)}",
-        subtitle=f"{penalty}, {config.epochs} epochs, {seeds}; strongreg {strongreg.__version__}",
+        title=f"{recipe.model.name} on {recipe.data.name}: {', '.join(s.method for s in summaries)}",
+        subtitle=f"{penalty}, {recipe.training.epochs} epochs, {seeds}; strongreg {strongreg.__version__}",
         header=HEADER,
         rows=[{"cells": cells(s), "dead": s.num_alive == 0} for s in summaries],
         several_seeds=num_seeds > 1,
-        figures=_draw(curves, config),
+        figures=_draw(curves, recipe),
         runs=results,
-        configuration=sorted(config.model_dump().items()),
+        recipe=show_recipe(recipe),
     )
     file.write_text(html, encoding="utf-8")
 
 
-def _draw(curves: Curves, config: RunConfig) -> list[_Drawing]:
+def _draw(curves: Curves, recipe: Recipe) -> list[_Drawing]:
     first = {job.method: metrics for job, metrics in reversed(curves.items())}  # each method's first seed
     return [
         _Drawing(
@@ -94,7 +102,10 @@ def _draw(curves: Curves, config: RunConfig) -> list[_Drawing]:
         ),
         _Drawing(
             "Coherence and gate",
-            _svg(lambda figure: _draw_per_method(figure, first, _gate_drawer(config), share_y=True), height=2.9),
+            _svg(
+                lambda figure: _draw_per_method(figure, first, _gate_drawer(recipe.gate.threshold), share_y=True),
+                height=2.9,
+            ),
             "Coherence is the cosine between the loss gradient and the regularized gradient (mean per epoch). "
             "The coloured "
             "area is the share of the epoch's steps at which the gate was open and the penalty acted; the "
@@ -164,7 +175,7 @@ def _draw_norms(ax: Axes, method: Method, metrics: list[EpochMetrics]) -> None:
     del method
 
 
-def _gate_drawer(config: RunConfig) -> Callable[[Axes, Method, list[EpochMetrics]], None]:
+def _gate_drawer(threshold: float) -> Callable[[Axes, Method, list[EpochMetrics]], None]:
     def draw(ax: Axes, method: Method, metrics: list[EpochMetrics]) -> None:
         epochs = [m.epoch for m in metrics]
         coherence = [float("nan") if m.coherence is None else m.coherence for m in metrics]
@@ -174,7 +185,7 @@ def _gate_drawer(config: RunConfig) -> Callable[[Axes, Method, list[EpochMetrics
         )
         ax.plot(epochs, coherence, color=_COLORS["dense"], label="coherence")
         if method == "coherent":
-            ax.axhline(config.gate_threshold, color=_COLORS[method], linestyle=":", linewidth=1)
+            ax.axhline(threshold, color=_COLORS[method], linestyle=":", linewidth=1)
         ax.set_ylim(-0.05, 1.05)
 
     return draw

@@ -7,11 +7,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy import stats
-
-from strongreg.experiments.config import METHODS, Method
 from strongreg.experiments.engine import RunResult
+from strongreg.experiments.recipe import METHODS, Method
 
+_FEWEST = 3
+_UNGATED = ("dense", "magnitude", "oneshot", "slimming")
 HEADER = ("method", "accuracy", "alive", "kept", "times smaller", "open", "seconds")
 
 
@@ -24,7 +24,7 @@ class MethodSummary:
         num_runs: number of seeds.
         num_alive: number of seeds that learned (accuracy above 1.5 times chance).
         accuracy_mean: mean accuracy, in [0, 1].
-        accuracy_error: half the width of the 95 % confidence interval of the mean; NaN for one seed.
+        accuracy_error: half the width of the 95 % confidence interval of the mean; NaN for fewer than three seeds.
         kept_mean: mean share of the penalized weights that are not 0.
         compression_range: smallest and largest compression; infinite where every weight is 0.
         open_mean: mean share of the steps at which the gate was open.
@@ -49,7 +49,7 @@ def summarize(results: Sequence[RunResult]) -> list[MethodSummary]:
         results: any number of finished runs.
 
     Returns:
-        One summary per method that has runs, in the order dense, always, delayed, coherent.
+        One summary per method that has runs, in the order of ``METHODS``.
     """
     by_method = {method: [r for r in results if r.method == method] for method in METHODS}
     return [_summarize_method(method, runs) for method, runs in by_method.items() if runs]
@@ -72,9 +72,11 @@ def _summarize_method(method: Method, runs: list[RunResult]) -> MethodSummary:
 
 
 def _half_width_95(values: list[float]) -> float:
-    """Half the width of the 95 % confidence interval of the mean, by Student's t; NaN for one value."""
-    if len(values) < 2:
+    """Half the width of the 95 % confidence interval of the mean, by Student's t; NaN where two runs say nothing."""
+    if len(values) < _FEWEST:
         return math.nan
+    from scipy import stats  # slow to import
+
     quantile = float(stats.t.ppf(0.975, len(values) - 1))
     return quantile * statistics.stdev(values) / math.sqrt(len(values))
 
@@ -96,7 +98,7 @@ def cells(summary: MethodSummary) -> tuple[str, ...]:
         f"{summary.num_alive}/{summary.num_runs}",
         f"{summary.kept_mean:.2%}",
         low if low == high else f"{low} to {high}",
-        "-" if summary.method == "dense" else f"{summary.open_mean:.0%}",
+        "-" if summary.method in _UNGATED else f"{summary.open_mean:.0%}",
         f"{summary.seconds_mean:.0f}",
     )
 

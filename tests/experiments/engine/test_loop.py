@@ -13,19 +13,20 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
+from experiments.recipes import recipe
 from strongreg import L1, AlwaysOpen, CoherenceGate, Constant, CosineRamp, Delay, Refit
-from strongreg.experiments import engine
-from strongreg.experiments.config import METHODS, RunConfig
-from strongreg.experiments.data import ImageData
-from strongreg.experiments.engine import EpochMetrics, RunResult, build_regularizer, evaluate, train
+from strongreg.experiments.data import ImageData, Split
+from strongreg.experiments.engine import EpochMetrics, RunResult, build_regularizers, evaluate, loop, train
+from strongreg.experiments.engine.optimizers import build_optimizers
 from strongreg.experiments.files import read_json
 from strongreg.experiments.models import build_model
+from strongreg.experiments.recipe import COMPARED, Recipe
 
 NUM_BATCHES = 4  # the 50 training images below in batches of 16, the last of 2
 
 
-def _config(**changes) -> RunConfig:
-    return RunConfig(**({"model": "lenet300", "epochs": 4, "batch_size": 16, "strength": 0.02} | changes))
+def _recipe(**changes) -> Recipe:
+    return recipe(**({"model": "lenet300", "epochs": 4, "batch_size": 16, "strength": 0.02} | changes))
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +34,15 @@ def data() -> ImageData:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(70) % 3
     images = torch.rand(70, 1, 4, 4, generator=generator) / 2 + labels.view(-1, 1, 1, 1) / 4
-    return ImageData("stripes", images[:50], labels[:50], images[50:], labels[50:], num_classes=3)
+    images = (255 * images).to(torch.uint8)
+    nothing = Split(images[:0], labels[:0])
+    train, test = Split(images[:50], labels[:50]), Split(images[50:], labels[50:])
+    return ImageData("stripes", train, nothing, test, 3, ("a", "b", "c"), 255.0, None, None)
 
 
 def _train(directory, data, method="coherent", seed=0, on_epoch=lambda metrics: None, **changes) -> RunResult:
     directory.mkdir(parents=True, exist_ok=True)
-    return train(_config(**changes), method, seed, data, directory, on_epoch)
+    return train(_recipe(**changes), method, seed, data, directory, on_epoch)
 
 
 def _lines(directory) -> list[dict]:
@@ -52,20 +56,20 @@ def _lines(directory) -> list[dict]:
 def _bare_training(data, seed, config) -> tuple[nn.Module, list[float]]:
     """What a user would write without any regularizer."""
     torch.manual_seed(seed)
-    model = build_model(config.model, data.image_shape, data.num_classes)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+    model = build_model(config.model.name, data.image_shape, data.num_classes)
+    sgd, training = config.optimizer, config.training
+    optimizer = torch.optim.SGD(model.parameters(), lr=sgd.lr, momentum=sgd.momentum, weight_decay=sgd.weight_decay)
     order = torch.Generator().manual_seed(seed)
-    num_steps, step, losses = config.epochs * NUM_BATCHES, 0, []
-    for _ in range(config.epochs):
+    num_steps, step, losses = training.epochs * NUM_BATCHES, 0, []
+    for _ in range(training.epochs):
         indices, in_epoch = torch.randperm(50, generator=order), []
-        for first in range(0, 50, config.batch_size):
-            batch = indices[first : first + config.batch_size]
+        for first in range(0, 50, training.batch_size):
+            batch = indices[first : first + training.batch_size]
             decay = max(0.0, step - num_steps / 2) / (num_steps / 2)
-            optimizer.param_groups[0]["lr"] = config.lr * (1 + math.cos(math.pi * decay)) / 2
+            optimizer.param_groups[0]["lr"] = sgd.lr * (1 + math.cos(math.pi * decay)) / 2
             optimizer.zero_grad()
-            loss = functional.cross_entropy(model(data.train_images[batch]), data.train_labels[batch])
+            images = data.train.images[batch].float() / 255
+            loss = functional.cross_entropy(model(images), data.train.labels[batch])
             loss.backward()
             optimizer.step()
             in_epoch.append(loss.item())
@@ -83,15 +87,15 @@ def _bare_training(data, seed, config) -> tuple[nn.Module, list[float]]:
 )
 def test_a_dense_run_is_a_bare_training_loop_bit_for_bit(tmp_path, data, seed, changes):
     result = _train(tmp_path, data, "dense", seed, **changes)
-    model, losses = _bare_training(data, seed, _config(**changes))
+    model, losses = _bare_training(data, seed, _recipe(**changes))
     saved = load_file(tmp_path / "weights.safetensors")
     assert saved.keys() == model.state_dict().keys()
     assert all(torch.equal(saved[name], tensor) for name, tensor in model.state_dict().items())
     assert [line["train_loss"] for line in _lines(tmp_path)] == pytest.approx(losses, rel=1e-6)
-    assert result.accuracy == evaluate(model, data.test_images, data.test_labels)
+    assert result.accuracy == evaluate(model, data.test, data.normalize)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", COMPARED)
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path, data, method):
     results = [_train(tmp_path / name, data, method, seed) for name, seed in (("a", 3), ("b", 3), ("c", 4))]
     same, again, other = ({**asdict(result), "train_seconds": 0} for result in results)
@@ -130,14 +134,14 @@ def test_the_learning_rate_is_held_and_then_follows_half_a_cosine(tmp_path, data
 def test_zeros_stay_zero_during_the_refit_and_the_kept_weights_move(tmp_path, data, monkeypatch, method):
     models, epochs = [], []
 
-    def build(*args):
-        models.append(build_model(*args))
+    def build(*args, **options):
+        models.append(build_model(*args, **options))
         return models[0]
 
     def on_epoch(_):
         epochs.append([p.detach().clone() for p in models[0].parameters() if p.dim() > 1])
 
-    monkeypatch.setattr(engine, "build_model", build)
+    monkeypatch.setattr(loop, "build_model", build)
     _train(tmp_path, data, method, on_epoch=on_epoch, epochs=6, gate_threshold=0.1)
     _, _, at_start, *refit = epochs
     assert sum(int((weight == 0).sum()) for weight in at_start) > 100
@@ -155,7 +159,10 @@ def test_zeros_stay_zero_during_the_refit_and_the_kept_weights_move(tmp_path, da
 
 
 def _regularizer(method, **changes):
-    return build_regularizer(build_model("lenet300", (1, 4, 4), 3), _config(**changes), method, 12 * NUM_BATCHES)
+    model, built = build_model("lenet300", (1, 4, 4), 3), _recipe(**changes)
+    optimizers = build_optimizers(model, built.optimizer)
+    (regularizer,) = build_regularizers(model, built, method, optimizers, 12 * NUM_BATCHES)
+    return regularizer
 
 
 @pytest.mark.parametrize(
@@ -193,7 +200,7 @@ def test_the_penalty_acts_also_in_a_run_of_one_epoch(tmp_path, data):
 # ---------------------------------------------------------------------- what is written
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", COMPARED)
 def test_every_epoch_is_one_line_of_finite_json_and_is_announced(tmp_path, data, method):
     heard: list[EpochMetrics] = []
     result = _train(tmp_path, data, method, on_epoch=heard.append)
@@ -213,7 +220,7 @@ def test_an_epoch_is_measured_by_its_own_steps(tmp_path, data):
     assert [line["open_fraction"] for line in _lines(tmp_path)] == [0.0, 1.0, 1.0, 0.0]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", COMPARED)
 def test_the_result_agrees_with_the_saved_weights(tmp_path, data, method):
     result = _train(tmp_path, data, method, seed=2)
     saved = load_file(tmp_path / "weights.safetensors")
@@ -225,7 +232,7 @@ def test_the_result_agrees_with_the_saved_weights(tmp_path, data, method):
     assert result.num_nonzero_parameters == sum(int((tensor != 0).sum()) for tensor in saved.values())
     model = build_model("lenet300", (1, 4, 4), 3)
     model.load_state_dict(saved)
-    assert result.accuracy == evaluate(model, data.test_images, data.test_labels)
+    assert result.accuracy == evaluate(model, data.test, data.normalize)
     assert result.alive == (result.accuracy > 0.5)
     assert (result.method, result.seed, result.strength) == (method, 2, 0.0 if method == "dense" else 0.02)
     assert result.train_seconds > 0
@@ -254,7 +261,7 @@ def test_a_network_without_weights_is_dead_and_its_compression_is_null(tmp_path,
     assert _lines(tmp_path)[-1]["compression"] is None
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", COMPARED)
 def test_a_run_that_diverges_ends_with_null_instead_of_nan(tmp_path, data, method):
     with pytest.warns(RuntimeWarning, match="NaN or infinity"):
         result = _train(tmp_path, data, method, lr=1e30, strength=1e-40)
@@ -274,26 +281,29 @@ def test_a_run_that_is_stopped_is_not_marked_as_finished(tmp_path, data):
 
 def test_a_missing_directory_is_an_error(tmp_path, data):
     with pytest.raises(FileNotFoundError):
-        train(_config(), "dense", 0, data, tmp_path / "missing", lambda metrics: None)
+        train(_recipe(), "dense", 0, data, tmp_path / "missing", lambda metrics: None)
 
 
 # ---------------------------------------------------------------------- evaluation
 
 
+def _classes(num_images: int) -> Split:
+    labels = torch.arange(num_images) % 5
+    return Split(functional.one_hot(labels, 5).to(torch.uint8).view(-1, 1, 1, 5), labels)
+
+
 @pytest.mark.parametrize("num_images", [1, 1023, 1024, 1025, 2050])
 def test_every_image_is_evaluated_once(num_images):
-    labels = torch.arange(num_images) % 5
-    images = functional.one_hot(labels, 5).float().view(-1, 1, 1, 5)
-    assert evaluate(nn.Flatten(), images, labels) == 1.0
-    wrong = labels.clone()
+    split = _classes(num_images)
+    assert evaluate(nn.Flatten(), split, torch.Tensor.float) == 1.0
+    wrong = split.labels.clone()
     wrong[-1] = (wrong[-1] + 1) % 5
-    assert evaluate(nn.Flatten(), images, wrong) == (num_images - 1) / num_images
+    assert evaluate(nn.Flatten(), Split(split.images, wrong), torch.Tensor.float) == (num_images - 1) / num_images
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_evaluation_turns_dropout_off_and_restores_the_mode(training):
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.9)).train(training)
-    labels = torch.arange(200) % 5
-    assert evaluate(model, functional.one_hot(labels, 5).float(), labels) == 1.0
+    assert evaluate(model, _classes(200), torch.Tensor.float) == 1.0
     assert model.training is training
     assert model[1].training is training

@@ -1,0 +1,90 @@
+"""A data set by its name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from strongreg.experiments.data.cache import cached
+from strongreg.experiments.data.catalog import PUBLISHED, Published
+from strongreg.experiments.data.digits import DIGITS_MAX_VALUE, read_digits
+from strongreg.experiments.data.folder import list_images, read_folder
+from strongreg.experiments.data.images import ImageData
+from strongreg.experiments.data.locate import Files, locate
+from strongreg.experiments.data.optional import first_line
+from strongreg.experiments.data.parquet import read_parquet
+from strongreg.experiments.data.splits import Selection, Source, build_data
+from strongreg.experiments.errors import UserError, check_known
+
+DATA_SETS: tuple[str, ...] = ("digits", *PUBLISHED)
+"""The names there are, besides the path of an image folder."""
+
+
+def load_data(
+    name: str,
+    *,
+    data_dir: Path | None = None,
+    validation_share: float = 0.0,
+    num_train: int | None = None,
+    seed: int = 0,
+) -> ImageData:
+    """Load a data set; the same arguments give the same images in the same order.
+
+    Args:
+        name: digits, mnist, fashion_mnist, cifar10, cifar100 (fine labels), svhn, or the path of a folder of images
+            with a separator in it ("./flowers"): see :func:`strongreg.experiments.data.folder.list_images`.
+        data_dir: where the files are: data_dir/<name>/train-*-of-*.parquet, or data_dir itself is that folder. None for
+            $STRONGREG_DATA, then for a download. digits and image folders do not read it.
+        validation_share: share of all training images held out for validation, in [0, 1), stratified by class.
+        num_train: images to train on, stratified by class, of those that remain; None for all. It does not change the
+            validation images, and fewer are a subset of more.
+        seed: of both choices; the test images do not depend on it.
+
+    Returns:
+        Training, validation and test images on the CPU.
+
+    Raises:
+        UserError: the name is unknown, files are missing, damaged or of another data set, a number is out of range, or
+            a package is missing.
+    """
+    selection = Selection(validation_share, num_train, seed)
+    try:
+        if _is_path(name):
+            folder = Path(name).expanduser()
+            return build_data(folder.resolve().name or name, _read_image_folder(folder), selection)
+        if name not in DATA_SETS and name and Path(name).is_dir():
+            raise UserError(f"unknown data set {name!r}: for the folder, write {os.curdir}{os.sep}{name}")
+        check_known("data set", name, DATA_SETS)
+        if name == "digits":
+            return build_data(name, read_digits(), selection, max_value=DIGITS_MAX_VALUE, standardize=False)
+        return build_data(name, _read_published(name, PUBLISHED[name], data_dir), selection)
+    except OSError as error:
+        raise UserError(f"the data set {name} cannot be read: {first_line(error)}") from error
+
+
+def _is_path(name: str) -> bool:
+    separators = {os.sep, os.altsep or os.sep}
+    return any(separator in name for separator in separators) or name in (os.curdir, os.pardir) or name[:1] == "~"
+
+
+def _read_image_folder(folder: Path) -> Source:
+    files = list_images(folder)
+    paths = [file for file, _ in files.train + files.test]
+    return cached(folder.resolve().name, paths, lambda: read_folder(files))
+
+
+def _read_published(name: str, published: Published, data_dir: Path | None) -> Source:
+    files = locate(name, published, data_dir)
+
+    def read() -> Source:
+        source = _read_files(published, files)
+        published.check(name, source, str(files.folder))
+        return source
+
+    return cached(name, [*files.train, *files.test], read)
+
+
+def _read_files(published: Published, files: Files) -> Source:
+    train, names = read_parquet(files.train, published.shape, published.num_classes)
+    test, _ = read_parquet(files.test, published.shape, published.num_classes)
+    return Source(train, test, names)

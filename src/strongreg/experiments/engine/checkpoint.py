@@ -1,0 +1,79 @@
+"""Checkpoints of a run: whole, safe to load, and enough to go on bit for bit."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from strongreg.experiments.errors import UserError
+from strongreg.experiments.files import write_bytes
+
+FILE_NAME = "checkpoint.pt"
+_VERSION = 1
+
+
+def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint; a kill at any moment leaves this one or the one before.
+
+    Args:
+        directory: of the run.
+        state: tensors and plain data.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    buffer = io.BytesIO()
+    torch.save({"version": _VERSION, **state}, buffer)
+    write_bytes(directory / FILE_NAME, buffer.getvalue())
+
+
+def load_checkpoint(directory: Path, fingerprint: str) -> dict[str, Any] | None:
+    """Read a run's checkpoint.
+
+    Args:
+        directory: of the run.
+        fingerprint: what the checkpoint must have been saved with: recipe, method and seed.
+
+    Returns:
+        What was saved, or None where there is none.
+
+    Raises:
+        UserError: it is damaged, of another version, or of another run.
+    """
+    file = directory / FILE_NAME
+    if not file.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{file} is damaged: delete it to train that run from the start") from error
+    if not isinstance(state, dict) or state.get("version") != _VERSION:
+        raise UserError(f"{file} is of another version of strongreg: delete it to train that run from the start")
+    if state.get("fingerprint") != fingerprint:
+        raise UserError(f"{file} is of another recipe, method or seed: delete it to train that run from the start")
+    return state
+
+
+def random_state() -> dict[str, Any]:
+    """Where torch's own generators stand.
+
+    Returns:
+        Tensors for :func:`set_random_state`.
+    """
+    on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": on_devices}
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put torch's own generators back.
+
+    Args:
+        state: what :func:`random_state` returned.
+    """
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

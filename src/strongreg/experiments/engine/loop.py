@@ -1,0 +1,282 @@
+"""The training loop: plain torch with the two lines of strongreg."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn import functional
+
+from strongreg.experiments.data import Augmentation, ImageData
+from strongreg.experiments.engine.batches import Batches
+from strongreg.experiments.engine.checkpoint import (
+    FILE_NAME,
+    load_checkpoint,
+    random_state,
+    save_checkpoint,
+    set_random_state,
+)
+from strongreg.experiments.engine.measurement import (
+    CHANCE_MARGIN,
+    EpochMetrics,
+    RunResult,
+    epoch_metrics,
+    evaluate,
+    run_result,
+)
+from strongreg.experiments.engine.methods import REGULARIZED, build_regularizers
+from strongreg.experiments.engine.optimizers import build_optimizers, lr_schedule
+from strongreg.experiments.engine.pruning import build_pruner
+from strongreg.experiments.engine.record import FILE_NAME as HISTORY_FILE
+from strongreg.experiments.engine.record import save_history
+from strongreg.experiments.files import write_bytes, write_json
+from strongreg.experiments.models import build_model
+from strongreg.experiments.recipe import Method, Recipe
+
+WEIGHTS_FILE = "weights.safetensors"
+_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class RunStoppedError(Exception):
+    """A run was asked to stop; its checkpoint is saved."""
+
+
+def train(
+    recipe: Recipe,
+    method: Method,
+    seed: int,
+    data: ImageData,
+    directory: Path,
+    on_epoch: Callable[[EpochMetrics], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> RunResult:
+    """Train one network, from scratch or from the checkpoint in its directory.
+
+    Args:
+        recipe: the run.
+        method: what is added to plain training.
+        seed: of initial weights, batch order and augmentation; the result depends on nothing else.
+        data: the images, on any device.
+        directory: existing directory that receives metrics.jsonl, history.safetensors, weights.safetensors and, last,
+            result.json; while the run is under way also checkpoint.pt.
+        on_epoch: called after each epoch.
+        should_stop: asked after each step.
+
+    Returns:
+        The outcome.
+
+    Raises:
+        RunStoppedError: ``should_stop`` said so; the run goes on from there when it is trained again.
+        UserError: the recipe does not fit the data, or the checkpoint is damaged or of another run.
+        OSError: the directory cannot be written.
+    """
+    trainer = _Trainer(recipe.for_method(method), method, seed, data, directory)
+    return trainer.run(on_epoch, should_stop)
+
+
+class _Trainer:
+    """Everything that changes during a run, and how it is saved."""
+
+    def __init__(self, recipe: Recipe, method: Method, seed: int, data: ImageData, directory: Path) -> None:
+        self.recipe, self.method, self.seed, self.directory = recipe, method, seed, directory
+        training = recipe.training
+        self.device = torch.device(training.device)
+        self.data = data.to(self.device)
+        torch.manual_seed(seed)
+        options = recipe.model.model_dump(exclude={"name"})
+        self.model = build_model(recipe.model.name, data.image_shape, data.num_classes, **options).to(self.device)
+        if training.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        augmentation = Augmentation(recipe.data.crop_padding, recipe.data.flip, recipe.data.cutout)
+        self.batches = Batches(self.data, training.batch_size, augmentation, seed)
+        self.num_steps = training.epochs * len(self.batches)
+        self.optimizers = build_optimizers(self.model, recipe.optimizer)
+        self.lr_factor = lr_schedule(recipe.optimizer, self.num_steps)
+        self.peak_lrs = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
+        self.regularizers = build_regularizers(self.model, recipe, method, self.optimizers, self.num_steps)
+        self.counted = [r for r in self.regularizers if r.history.every > 0]
+        params = {t.name: t.param for r in self.counted for t in r.targets}
+        self.pruner = build_pruner(method, self.model, params, recipe.pruning, self.num_steps)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.precision == "fp16")
+        self.forward = torch.compile(self.model) if training.compile else self.model
+        self.epoch, self.batch, self.num_dead = 0, 0, 0
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.seconds = 0.0
+        self.lines: list[str] = []
+
+    @property
+    def step(self) -> int:
+        """Number of optimizer steps done."""
+        return self.epoch * len(self.batches) + self.batch
+
+    def run(self, on_epoch: Callable[[EpochMetrics], None], should_stop: Callable[[], bool]) -> RunResult:
+        started = time.perf_counter()
+        self._resume()
+        already = self.seconds
+        file = self.directory / "metrics.jsonl"
+        every = self.recipe.training.checkpoint_every
+        with file.open("w") as stream:
+            stream.writelines(self.lines)
+            stream.flush()
+            while self.epoch < self.recipe.training.epochs and not self._is_dead():
+                if not self._train_epoch(should_stop):
+                    self.seconds = already + time.perf_counter() - started
+                    self._save()
+                    raise RunStoppedError
+                metrics = self._end_epoch()
+                stream.write(self.lines[-1])
+                stream.flush()
+                self.seconds = already + time.perf_counter() - started
+                if every and self.epoch % every == 0 and self.epoch < self.recipe.training.epochs:
+                    self._save()
+                on_epoch(metrics)
+        self.seconds = already + time.perf_counter() - started
+        return self._finish()
+
+    def _train_epoch(self, should_stop: Callable[[], bool]) -> bool:
+        """Train to the end of the epoch; False if it was asked to stop before."""
+        for images, labels, num_images in self.batches.epoch(first=self.batch):
+            for group, peak in zip(self._groups(), self.peak_lrs, strict=True):
+                group["lr"] = peak * self.lr_factor(self.step)
+            self._step(images, labels, num_images)
+            self.batch += 1
+            if self.pruner is not None:
+                self.pruner.after_step(self.step)
+            if should_stop():
+                return False
+        return True
+
+    def _step(self, images: Tensor, labels: Tensor, num_images: int) -> None:
+        if self.recipe.training.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        part_size = -(-len(images) // self.recipe.training.accumulate)
+        for part, answers in zip(images.split(part_size), labels.split(part_size), strict=True):
+            with self._autocast():
+                loss = functional.cross_entropy(self.forward(part), answers)
+            if len(part) < num_images:
+                loss = loss * (len(part) / num_images)
+            self.scaler.scale(loss).backward()
+            self.loss_sum += loss.detach()
+        if self.recipe.optimizer.clip_norm is not None:
+            for optimizer in self.optimizers:
+                self.scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_norm)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+
+    def _end_epoch(self) -> EpochMetrics:
+        num_batches = len(self.batches)
+        self.epoch, self.batch = self.epoch + 1, 0
+        split = self.data.validation if len(self.data.validation) else self.data.test
+        accuracy = self._evaluate(split)
+        first = self._groups()[0]
+        metrics = epoch_metrics(
+            self.epoch,
+            (self.epoch - 1) * num_batches,
+            first["lr"],
+            float(self.loss_sum) / num_batches,
+            accuracy,
+            self.counted,
+        )
+        self.loss_sum.zero_()
+        self.num_dead = self.num_dead + 1 if accuracy <= CHANCE_MARGIN / self.data.num_classes else 0
+        self.lines.append(json.dumps(asdict(metrics)) + "\n")
+        return metrics
+
+    def _is_dead(self) -> bool:
+        limit = self.recipe.training.stop_when_dead
+        return 0 < limit <= self.num_dead
+
+    def _finish(self) -> RunResult:
+        save_history(self.counted[0], self.directory / HISTORY_FILE)
+        state = {name: tensor.cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        write_bytes(self.directory / WEIGHTS_FILE, save(state))
+        names = {
+            "data": self.recipe.data.name,
+            "model": self.recipe.model.name,
+            "penalty": self.recipe.penalty.name,
+        }
+        result = run_result(
+            self.method,
+            self.seed,
+            self.model,
+            self.counted,
+            self.data,
+            names,
+            self.recipe.penalty.strength if self.method in REGULARIZED else 0.0,
+            accuracy=self._evaluate(self.data.test),
+            validation_accuracy=self._evaluate(self.data.validation) if len(self.data.validation) else None,
+            seconds=self.seconds,
+            epochs=self.epoch,
+        )
+        write_json(self.directory / "result.json", asdict(result))  # last and whole: it marks the run as finished
+        (self.directory / FILE_NAME).unlink(missing_ok=True)
+        return result
+
+    def _evaluate(self, split: Any) -> float:
+        return evaluate(self.model, split, self._prepare, self._autocast)
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        images = self.data.normalize(images)
+        return images.contiguous(memory_format=torch.channels_last) if self.recipe.training.channels_last else images
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        dtype = _PRECISIONS.get(self.recipe.training.precision)
+        return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _fingerprint(self) -> str:
+        outcome = self.recipe.model_dump_json(exclude={"training": {"device", "checkpoint_every"}})
+        return hashlib.sha256(f"{outcome} {self.method} {self.seed}".encode()).hexdigest()
+
+    def _save(self) -> None:
+        save_checkpoint(
+            self.directory,
+            {
+                "fingerprint": self._fingerprint(),
+                "epoch": self.epoch,
+                "batch": self.batch,
+                "num_dead": self.num_dead,
+                "seconds": self.seconds,
+                "lines": self.lines,
+                "loss_sum": self.loss_sum,
+                "model": self.model.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "pruner": {} if self.pruner is None else self.pruner.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "batches": self.batches.state_dict(),
+                "random": random_state(),
+            },
+        )
+
+    def _resume(self) -> None:
+        state = load_checkpoint(self.directory, self._fingerprint())
+        if state is None:
+            return
+        self.epoch, self.batch, self.num_dead = state["epoch"], state["batch"], state["num_dead"]
+        self.seconds, self.lines = state["seconds"], state["lines"]
+        self.loss_sum.copy_(state["loss_sum"])
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        if self.pruner is not None:
+            self.pruner.load_state_dict(state["pruner"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.batches.load_state_dict(state["batches"], in_epoch=self.batch > 0)
+        set_random_state(state["random"])

@@ -1,0 +1,254 @@
+"""What a run shows: a line per epoch, and its outcome."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from strongreg.experiments.data import ImageData, Split
+from strongreg.experiments.recipe import Method
+from strongreg.regularizer import Regularizer
+
+_EVALUATION_BATCH = 1024
+CHANCE_MARGIN = 1.5
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """What one epoch showed; a line of metrics.jsonl.
+
+    Args:
+        epoch: number of epochs done.
+        lr: learning rate at its last step.
+        train_loss: mean cross-entropy over its batches, in nats; None if it is not finite.
+        accuracy: on the validation images, or on the test images where none are held out, in [0, 1].
+        num_nonzero: penalized weights that are not 0.
+        compression: penalized weights / those that are not 0; None if all are 0.
+        coherence: mean over its recorded steps; None if it cannot be measured.
+        open_fraction: share of its recorded steps at which the gate was open.
+        gradient_norm: mean norm of the loss gradient; None if it is not finite.
+        penalty_norm: mean norm of strength times subgradient.
+        weight_norm: mean norm of the penalized weights.
+    """
+
+    epoch: int
+    lr: float
+    train_loss: float | None
+    accuracy: float
+    num_nonzero: int
+    compression: float | None
+    coherence: float | None
+    open_fraction: float
+    gradient_norm: float | None
+    penalty_norm: float | None
+    weight_norm: float | None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The outcome of one run; an entry of results.json.
+
+    Args:
+        method: its name.
+        data: data set.
+        model: network.
+        penalty: penalty; of a method without one, that of the comparison.
+        strength: its strength; 0 for methods without one.
+        gate: how the gate was set.
+        seed: of initial weights and batch order.
+        accuracy: on the held-out test images after the last epoch, in [0, 1].
+        validation_accuracy: on the validation images, None where none are held out.
+        num_weights: penalized weights.
+        num_nonzero: penalized weights that are not 0.
+        compression: num_weights / num_nonzero; None if every weight is 0.
+        open_fraction: share of the steps at which the gate was open.
+        train_seconds: wall-clock time of the run, evaluation included.
+        num_parameters: all parameters of the network, biases included.
+        num_nonzero_parameters: all parameters that are not 0.
+        alive: whether the accuracy is above 1.5 times chance.
+        epochs: epochs done; fewer than asked for if the run was ended as dead.
+    """
+
+    method: Method
+    data: str
+    model: str
+    penalty: str
+    strength: float
+    gate: str
+    seed: int
+    accuracy: float
+    validation_accuracy: float | None
+    num_weights: int
+    num_nonzero: int
+    compression: float | None
+    open_fraction: float
+    train_seconds: float
+    num_parameters: int
+    num_nonzero_parameters: int
+    alive: bool
+    epochs: int
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    normalize: Callable[[Tensor], Tensor],
+    autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> float:
+    """Share of images classified right.
+
+    Args:
+        model: the network; its training mode is restored.
+        split: at least one image.
+        normalize: makes the network's input of the images.
+        autocast: makes the context to compute in.
+
+    Returns:
+        Accuracy in [0, 1].
+    """
+    was_training = model.training
+    model.eval()
+    pairs = zip(split.images.split(_EVALUATION_BATCH), split.labels.split(_EVALUATION_BATCH), strict=True)
+    num_right = torch.zeros((), dtype=torch.int64, device=split.labels.device)
+    for images, labels in pairs:
+        with autocast():
+            outputs = model(normalize(images))
+        num_right += (outputs.argmax(dim=1) == labels).sum()
+    model.train(was_training)
+    return int(num_right) / len(split)
+
+
+def epoch_metrics(
+    epoch: int,
+    first_step: int,
+    lr: float,
+    train_loss: float,
+    accuracy: float,
+    regularizers: Sequence[Regularizer],
+) -> EpochMetrics:
+    """What an epoch showed.
+
+    Args:
+        epoch: number of epochs done.
+        first_step: number of steps done before this epoch.
+        lr: learning rate at its last step.
+        train_loss: mean over its batches.
+        accuracy: after it.
+        regularizers: of the weights that count; norms and coherence are those of the first.
+
+    Returns:
+        A line of metrics.jsonl.
+    """
+    history = regularizers[0].history
+    in_epoch = history.steps >= first_step
+    num_weights, num_nonzero = count_weights(regularizers)
+
+    def mean(quantity: str) -> float | None:
+        values = history[quantity][in_epoch]  # type: ignore[index]
+        return finite(float(values.mean())) if len(values) else None
+
+    return EpochMetrics(
+        epoch=epoch,
+        lr=lr,
+        train_loss=finite(train_loss),
+        accuracy=accuracy,
+        num_nonzero=num_nonzero,
+        compression=_compression(num_weights, num_nonzero),
+        coherence=mean("coherence"),
+        open_fraction=mean("open") or 0.0,
+        gradient_norm=mean("gradient_norm"),
+        penalty_norm=mean("penalty_norm"),
+        weight_norm=mean("weight_norm"),
+    )
+
+
+def run_result(
+    method: Method,
+    seed: int,
+    model: nn.Module,
+    regularizers: Sequence[Regularizer],
+    data: ImageData,
+    names: dict[str, str],
+    strength: float,
+    *,
+    accuracy: float,
+    validation_accuracy: float | None,
+    seconds: float,
+    epochs: int,
+) -> RunResult:
+    """The outcome of a run.
+
+    Args:
+        method: its name.
+        seed: its seed.
+        model: the trained network.
+        regularizers: of the weights that count.
+        data: the images.
+        names: of data, model and penalty.
+        strength: of the penalty; 0 for methods without one.
+        accuracy: on the test images.
+        validation_accuracy: on the validation images, or None.
+        seconds: wall-clock time.
+        epochs: epochs done.
+
+    Returns:
+        An entry of results.json.
+    """
+    num_weights, num_nonzero = count_weights(regularizers)
+    totals = [regularizer.summary().total for regularizer in regularizers]
+    opened = sum(total.open_fraction * total.num_weights for total in totals) / max(num_weights, 1)
+    gates = {"dense": "none", "magnitude": "none", "oneshot": "none", "slimming": "none"}
+    return RunResult(
+        method=method,
+        **names,
+        strength=strength,
+        gate=gates.get(method, repr(regularizers[0].gate)),
+        seed=seed,
+        accuracy=accuracy,
+        validation_accuracy=validation_accuracy,
+        num_weights=num_weights,
+        num_nonzero=num_nonzero,
+        compression=_compression(num_weights, num_nonzero),
+        open_fraction=opened,
+        train_seconds=seconds,
+        num_parameters=sum(p.numel() for p in model.parameters()),
+        num_nonzero_parameters=sum(int((p != 0).sum()) for p in model.parameters()),
+        alive=accuracy > CHANCE_MARGIN / data.num_classes,
+        epochs=epochs,
+    )
+
+
+def count_weights(regularizers: Sequence[Regularizer]) -> tuple[int, int]:
+    """How many weights there are, and how many are not 0.
+
+    Args:
+        regularizers: of the weights that count.
+
+    Returns:
+        Both numbers.
+    """
+    params = [target.param for regularizer in regularizers for target in regularizer.targets]
+    nonzero = torch.stack([(param != 0).sum() for param in params]).sum()
+    return sum(param.numel() for param in params), int(nonzero)
+
+
+def _compression(num_weights: int, num_nonzero: int) -> float | None:
+    return num_weights / num_nonzero if num_nonzero else None
+
+
+def finite(number: float) -> float | None:
+    """The number, or None, which JSON can hold, where it is NaN or infinite.
+
+    Args:
+        number: any.
+
+    Returns:
+        It, or None.
+    """
+    return number if math.isfinite(number) else None

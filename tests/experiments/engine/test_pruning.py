@@ -1,0 +1,135 @@
+"""The pruning baselines: how many weights go, when, which, and that they stay away."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from strongreg import L1
+from strongreg.experiments.engine.pruning import MagnitudePruner, SlimmingPruner, build_pruner, scale_names
+from strongreg.experiments.recipe import PruningSection
+from strongreg.groups import select_targets
+
+
+def _params(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {t.name: t.param for t in select_targets(model, L1(0.0))}
+
+
+def _zeros(model: nn.Module) -> int:
+    return sum(int((p == 0).sum()) for p in _params(model).values())
+
+
+def _mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 10))
+
+
+def test_the_cubic_schedule_by_hand():
+    pruner = MagnitudePruner(_params(_mlp()), compression=10, start=0, end=100, every=10)
+    assert pruner.zero_share(0) == 0.0
+    assert pruner.zero_share(50) == pytest.approx(0.9 * (1 - 0.5**3))
+    assert pruner.zero_share(100) == pruner.zero_share(500) == pytest.approx(0.9)
+
+
+def test_magnitude_pruning_removes_the_smallest_of_all_layers_and_holds_them():
+    model = _mlp()
+    params = _params(model)
+    pruner = MagnitudePruner(params, compression=10, start=4, end=20, every=4)
+    counts = []
+    for step in range(1, 31):
+        with torch.no_grad():
+            for p in params.values():
+                p.add_(0.01 * torch.randn_like(p))  # an optimizer that moves all weights
+        before = {name: p.detach().clone() for name, p in params.items()}
+        pruner.after_step(step)
+        counts.append(_zeros(model))
+        kept = torch.cat([before[name][p != 0].abs() for name, p in params.items()])
+        if step == 8:
+            removed = torch.cat([before[name][p == 0].abs() for name, p in params.items()])
+            assert removed.max() <= kept.min()
+    assert counts[:7] == [0] * 7
+    assert counts == sorted(counts)
+    assert counts[-1] == round(0.9 * 900) == counts[19]
+
+
+def test_pruning_at_once_reaches_the_compression_in_one_step():
+    model = _mlp()
+    pruner = build_pruner("oneshot", model, _params(model), PruningSection(compression=4, end_share=0.5), 10)
+    for step in range(1, 5):
+        pruner.after_step(step)
+        assert _zeros(model) == 0
+    pruner.after_step(5)
+    assert _zeros(model) == 675
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+    pruner.after_step(6)
+    assert _zeros(model) == 675
+
+
+def test_a_resumed_pruner_goes_on():
+    model = _mlp()
+    pruner = MagnitudePruner(_params(model), compression=4, start=1, end=5, every=1)
+    for step in range(1, 4):
+        pruner.after_step(step)
+    other = MagnitudePruner(_params(model), compression=4, start=1, end=5, every=1)
+    other.load_state_dict(pruner.state_dict())
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+    other.after_step(100)
+    assert _zeros(model) == round(pruner.zero_share(3) * 900)
+
+
+def _normalized() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32, 4),
+    )
+
+
+def test_slimming_removes_the_channels_of_the_smallest_scales():
+    model = _normalized()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.arange(1.0, 9.0))
+        model[4].weight.copy_(torch.arange(1.5, 9.0))
+    assert scale_names(model) == ["1.weight", "4.weight"]
+    params = _params(model)
+    num = sum(p.numel() for p in params.values())
+    pruner = SlimmingPruner(model, params, compression=2, at=3)
+    pruner.after_step(2)
+    assert _zeros(model) == 0
+    pruner.after_step(3)
+    gone = [(model[i].weight == 0).nonzero().flatten().tolist() for i in (1, 4)]
+    assert gone[0] == list(range(len(gone[0])))  # the smallest first
+    assert gone[1] == list(range(len(gone[1])))
+    assert abs(len(gone[0]) - len(gone[1])) <= 1
+    assert (model[3].weight[gone[1]] == 0).all()
+    assert (model[1].bias[gone[0]] == 0).all()
+    assert num - _zeros(model) <= num / 2
+    assert (model[4].weight != 0).any()
+
+
+def test_slimming_keeps_a_channel_of_each_layer():
+    model = _normalized()
+    SlimmingPruner(model, _params(model), compression=1e9, at=1).after_step(1)
+    assert [int((model[i].weight != 0).sum()) for i in (1, 4)] == [1, 1]
+
+
+def test_a_normalization_in_front_of_a_convolution_idles_its_inputs():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 5, 1))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([0.1, 2.0, 3.0]))
+    SlimmingPruner(model, _params(model), compression=1.2, at=1).after_step(1)
+    assert (model[2].weight[:, 0] == 0).all()
+    assert (model[2].weight[:, 1:] != 0).all()
+
+
+def test_methods_that_do_not_prune_have_no_pruner():
+    model = _mlp()
+    for method in ("dense", "always", "delayed", "coherent"):
+        assert build_pruner(method, model, _params(model), PruningSection(), 10) is None
