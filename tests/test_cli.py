@@ -19,7 +19,7 @@ import pytest
 import strongreg
 from experiments.recipes import recipe
 from strongreg import cli
-from strongreg.experiments import compare
+from strongreg.experiments import pool
 from strongreg.experiments.compare import Comparison
 from strongreg.experiments.data import load_data
 from strongreg.experiments.engine import train
@@ -341,7 +341,7 @@ def test_an_interrupt_before_the_first_run_is_finished_is_one_line(capsys, no_tr
 
 
 def test_an_interrupt_before_the_runs_is_one_line(capsys, monkeypatch):
-    monkeypatch.setattr(compare, "load_data", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(pool, "load_data", Mock(side_effect=KeyboardInterrupt))
     assert _error(capsys, "compare") == "interrupted"
 
 

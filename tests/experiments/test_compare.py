@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from experiments.recipes import recipe
-from strongreg.experiments import compare, files
+from strongreg.experiments import files, pool
 from strongreg.experiments.compare import Comparison, Job
 from strongreg.experiments.data import load_data
 from strongreg.experiments.engine import EpochMetrics, train
@@ -24,7 +24,7 @@ from strongreg.experiments.files import read_json
 from strongreg.experiments.recipe import COMPARED, Recipe, build_recipe, read_recipe
 
 RECIPE = recipe(model="lenet300", epochs=2, gate_threshold=0.75)
-RUN_FILES = ["history.safetensors", "metrics.jsonl", "result.json", "weights.safetensors"]
+RUN_FILES = ["history.safetensors", "metrics.jsonl", "recipe.toml", "result.json", "weights.safetensors"]
 
 
 def _changed(**changes) -> Recipe:
@@ -284,9 +284,9 @@ class _FailingPool:
 )
 def test_a_run_that_fails_leaves_the_finished_ones(finished, tmp_path, monkeypatch, failure, kind, message):
     done = replace(finished[0].results[Job("dense", 0)], seed=5)
-    monkeypatch.setattr(compare, "ProcessPoolExecutor", lambda *args, **kwargs: _FailingPool([done, failure]))
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", lambda *args, **kwargs: _FailingPool([done, failure]))
     # one after the other, so that the first is seen before the second
-    monkeypatch.setattr(compare, "wait", lambda pending, **kwargs: ([next(iter(pending))], None))
+    monkeypatch.setattr(pool, "wait", lambda pending, **kwargs: ([next(iter(pending))], None))
     comparison = Comparison(RECIPE, ["dense", "always"], [5], tmp_path)
     with pytest.raises(kind, match=message):
         comparison.run(1, 1, _listener())

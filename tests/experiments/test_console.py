@@ -24,7 +24,8 @@ def _metrics(epoch: int, compression: float | None = 51.0) -> EpochMetrics:
 
 def _result(compression: float | None = 51.0) -> RunResult:
     args = ("coherent", "digits", "plain_cnn", "l1", 0.005, "", 12, 0.961, None, 51000, 1000, compression, 0.48, 20.4)
-    return RunResult(*args, num_parameters=52000, num_nonzero_parameters=1500, alive=True, epochs=100)
+    steps = {"epochs": 100, "steps_per_epoch": 23, "refit_start": 1150}
+    return RunResult(*args, num_parameters=52000, num_nonzero_parameters=1500, alive=True, chance=0.1, **steps)
 
 
 def _console(*, terminal: bool) -> tuple[Console, io.StringIO]:

@@ -30,6 +30,9 @@ def _result(method="coherent", seed=0, accuracy=0.9, num_nonzero=100, *, alive=T
         alive=alive,
         validation_accuracy=None,
         epochs=3,
+        chance=0.1,
+        steps_per_epoch=23,
+        refit_start=None,
     )
 
 

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import multiprocessing
-import os
 import platform
-import queue
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, fields
-from multiprocessing import connection
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,18 +13,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 import strongreg
-from strongreg.experiments.data import ImageData, load_data
-from strongreg.experiments.engine import EpochMetrics, RunResult, RunStoppedError, check_method, train
+from strongreg.experiments.engine import EpochMetrics, RunResult, check_method
 from strongreg.experiments.engine.checkpoint import FILE_NAME as CHECKPOINT
 from strongreg.experiments.engine.loop import WEIGHTS_FILE
 from strongreg.experiments.engine.record import FILE_NAME as HISTORY_FILE
-from strongreg.experiments.engine.record import load_history
+from strongreg.experiments.engine.record import load_history, load_result
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.files import read_json, write_bytes, write_json
 from strongreg.experiments.models import build_model
+from strongreg.experiments.pool import Task, TaskPool, recipe_data
 from strongreg.experiments.recipe import METHODS, Method, Recipe, build_recipe, show_recipe
 
-_POLL_SECONDS = 0.1
 _CONFIG_REMEDY = "delete this one file if its runs are of the same recipe, or choose another --out"
 
 
@@ -150,42 +140,31 @@ class Comparison:
             UserError: a process died, or a directory cannot be written.
             KeyboardInterrupt: the user stopped it.
         """
-        missing = [job for job in self.jobs if job not in self.results]
-        context = multiprocessing.get_context("spawn")
-        messages: multiprocessing.Queue[tuple[Job, EpochMetrics]] = context.Queue()
-        stop = context.Event()
-        initial = (messages, stop, threads)
-        with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=initial) as pool:
-            try:
-                with (
-                    _interrupts_held_back()
-                ):  # the processes start here and inherit it: the parent alone is interrupted
-                    pending = {
-                        pool.submit(_work, self.recipe, job, self._run_directory(job), self.data_dir): job
-                        for job in missing
-                    }
-                while pending:
-                    done, _ = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-                    _drain(messages, listener)
-                    for future in done:
-                        job, result = pending.pop(future), future.result()
-                        if result is not None:
-                            self.results[job] = result
-                            self._write_results()
-                            listener.on_result(job, result)
-                self._write_results()
-            except KeyboardInterrupt:
-                listener.on_stop()
-                raise
-            except BrokenProcessPool as error:
-                raise UserError(
-                    "a training process died (out of memory?): try fewer --workers; finished runs are kept"
-                ) from error
-            except OSError as error:
-                raise _cannot_write(self.directory, error) from error
-            finally:
-                stop.set()
-                pool.shutdown(cancel_futures=True)
+        directories = {self._run_directory(job): job for job in self.jobs if job not in self.results}
+        try:
+            with TaskPool(workers, threads) as pool:
+                try:
+                    self._train(pool, directories, listener)
+                except KeyboardInterrupt:
+                    listener.on_stop()
+                    raise
+            self._write_results()
+        except OSError as error:
+            raise _cannot_write(self.directory, error) from error
+
+    def _train(self, pool: TaskPool, directories: dict[Path, Job], listener: Listener) -> None:
+        pending = {
+            pool.submit(Task(self.recipe, job.method, job.seed, directory, self.data_dir)): job
+            for directory, job in directories.items()
+        }
+        while pending:
+            done = pool.wait(pending, lambda path, metrics: listener.on_epoch(directories[path], metrics))
+            for future in done:
+                job, result = pending.pop(future), future.result()
+                if result is not None:
+                    self.results[job] = result
+                    self._write_results()
+                    listener.on_result(job, result)
 
     @property
     def finished_results(self) -> list[RunResult]:
@@ -282,7 +261,7 @@ class Comparison:
         """Every finished run of the directory, those that were not asked for this time too."""
         results = {}
         for file in (self.directory / "runs").glob("*/result.json"):
-            result = _read_result(file)
+            result = load_result(file)
             job = Job(result.method, result.seed)
             if job.directory_name != file.parent.name:
                 raise UserError(f"{file} belongs to {job.directory_name}: delete its folder to train again")
@@ -302,132 +281,12 @@ def _on_a_real_device(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"training": recipe.training.model_copy(update={"device": device})})
 
 
-def recipe_data(recipe: Recipe, data_dir: Path | None) -> ImageData:
-    """The images of a recipe.
-
-    Args:
-        recipe: any recipe.
-        data_dir: where the data sets lie; None for the usual places.
-
-    Returns:
-        Training, validation and test images.
-
-    Raises:
-        UserError: they cannot be read.
-    """
-    section = recipe.data
-    return load_data(
-        section.name, data_dir=data_dir, validation_share=section.validation_share, num_train=section.num_train
-    )
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Within the block a request to terminate (SIGTERM, SIGHUP) is what Ctrl-C is: checkpoints are saved."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Ctrl-C waits until the end of the block; processes started within never hear of it."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-_messages: multiprocessing.Queue[tuple[Job, EpochMetrics]]
-_stop: Any
-_is_training = False
-_is_terminated = False
-_EXIT_TERMINATED = 128 + signal.SIGTERM
-
-
-def _on_terminate(*_: object) -> None:
-    """A worker that is asked to terminate saves its checkpoint first."""
-    global _is_terminated
-    if not _is_training:
-        os._exit(_EXIT_TERMINATED)
-    _is_terminated = True
-
-
-def _start_worker(messages: multiprocessing.Queue[tuple[Job, EpochMetrics]], stop: Any, threads: int) -> None:
-    global _messages, _stop
-    _messages, _stop = messages, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    signal.signal(signal.SIGTERM, _on_terminate)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)  # the weights of a dying network pass through numbers that slow the CPU threefold
-    torch.nn.Conv2d(1, 1, 3)(torch.zeros(1, 1, 8, 8)).sum().backward()  # torch's own start-up is not the first run's
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed must not go on writing beside the one that takes up its run."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(_EXIT_TERMINATED)
-
-
-def _work(recipe: Recipe, job: Job, directory: Path, data_dir: Path | None) -> RunResult | None:
-    """One run; None if it was stopped before its end."""
-
-    def on_epoch(metrics: EpochMetrics) -> None:
-        _messages.put((job, metrics))
-
-    global _is_training
-    data = recipe_data(recipe.for_method(job.method), data_dir)
-    _is_training = True
-    try:
-        return train(recipe, job.method, job.seed, data, directory, on_epoch, lambda: _is_terminated or _stop.is_set())
-    except RunStoppedError:
-        if _is_terminated:
-            os._exit(_EXIT_TERMINATED)
-        return None
-    finally:
-        _is_training = False
-
-
-def _drain(messages: multiprocessing.Queue[tuple[Job, EpochMetrics]], listener: Listener) -> None:
-    while True:
-        try:
-            job, metrics = messages.get_nowait()
-        except queue.Empty:
-            return
-        listener.on_epoch(job, metrics)
-
-
 def _job(folder: Path) -> Job:
     name, _, seed = folder.name.rpartition("-seed")
     for method in METHODS:
         if method == name and seed.isdigit():
             return Job(method, int(seed))
     raise UserError(f"{folder} is not the folder of a run: remove it")
-
-
-def _read_result(file: Path) -> RunResult:
-    content = read_json(file)
-    if set(content) != {field.name for field in fields(RunResult)}:
-        raise UserError(f"{file} is damaged, or of another version of strongreg: delete its folder to train again")
-    return RunResult(**content)
 
 
 def _cannot_write(directory: Path, error: OSError) -> UserError:

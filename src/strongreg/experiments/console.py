@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import TracebackType
 
 from rich import box
@@ -18,7 +19,9 @@ from rich.table import Table
 
 from strongreg.experiments.compare import Job
 from strongreg.experiments.engine import EpochMetrics, RunResult
+from strongreg.experiments.recipe import Recipe
 from strongreg.experiments.table import HEADER, MethodSummary, cells
+from strongreg.experiments.tolerance import Probe, Tolerance
 
 
 class ProgressBars:
@@ -113,3 +116,64 @@ def show_table(console: Console, title: str, summaries: list[MethodSummary]) -> 
     for summary in summaries:
         table.add_row(*cells(summary), style="red" if summary.num_alive == 0 else None)
     console.print(table)
+
+
+class ProbeLines:
+    """Says of each strength that was tried what came of it.
+
+    Args:
+        console: where to print.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def on_probe(self, probe: Probe) -> None:
+        """Print a line.
+
+        Args:
+            probe: what was tried.
+        """
+        outcome = "endured" if probe.endured else "hardly acted" if probe.silent else "died"
+        accuracies = ", ".join(f"{x:.1%}" for x in probe.accuracies)
+        opened = sum(probe.open_fractions) / len(probe.open_fractions)
+        self._console.print(
+            f"{probe.method} at {probe.strength:.4g}: {outcome} (accuracy {accuracies}; acted at {opened:.0%})",
+            highlight=False,
+            markup=False,
+        )
+
+
+def show_tolerances(console: Console, recipe: Recipe, levels: list[Tolerance]) -> None:
+    """Print one row per method.
+
+    Args:
+        console: where to print.
+        recipe: of the runs.
+        levels: the tolerance levels.
+    """
+    title = f"{recipe.model.name} on {recipe.data.name}, {recipe.penalty.name}, {recipe.training.epochs} epochs"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
+    table.add_column("method", no_wrap=True)
+    for name in ("endures", "fails at", "why", "accuracy", "smaller", "acted", "ratio"):
+        table.add_column(name, justify="right", no_wrap=True)
+    always = next((level.failed for level in levels if level.method == "always"), math.nan)
+    for level in levels:
+        ratio = level.endured / always
+        times = f"{ratio:.1f}" if level.method != "always" and math.isfinite(ratio) else "-"
+        at_level = (f"{level.accuracy:.1%}", f"{level.compression:.1f}", f"{level.open_fraction:.0%}")
+        table.add_row(
+            level.method,
+            f"{level.endured:.4g}" if level.endured else "none",
+            "-" if math.isinf(level.failed) else f"{level.failed:.4g}",
+            level.reason or "-",
+            *(at_level if level.endured else ("-", "-", "-")),
+            times,
+        )
+    console.print(table)
+    console.print(
+        "Accuracy, times smaller and share of steps at which the penalty acted: at the strength endured.\n"
+        "Ratio: strength endured / strength at which always-on failed.",
+        highlight=False,
+        markup=False,
+    )

@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
-import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import strongreg
 from strongreg.experiments.compare import Comparison, Job
+from strongreg.experiments.drawing import COLORS, svg
 from strongreg.experiments.engine import EpochMetrics
 from strongreg.experiments.recipe import METHODS, Method, Recipe, show_recipe
 from strongreg.experiments.table import HEADER, cells, summarize
 
 Curves = dict[Job, list[EpochMetrics]]
-_COLORS: dict[Method, str] = {
-    "dense": "#5b6475",
-    "always": "#c2362b",
-    "delayed": "#c98a1b",
-    "coherent": "#1f6feb",
-    "magnitude": "#2e8b57",
-    "oneshot": "#8a5cc9",
-    "slimming": "#b0568f",
-}
-_STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e9ef",
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-}
 
 
 @dataclass(frozen=True)
@@ -88,13 +66,13 @@ def _draw(curves: Curves, recipe: Recipe) -> list[_Drawing]:
     return [
         _Drawing(
             "Accuracy and weights kept",
-            _svg(lambda figure: _draw_outcome(figure, curves), height=3.2),
+            svg(lambda figure: _draw_outcome(figure, curves), height=3.2),
             "Every seed is a line. A collapsed network answers with one class for every image: its accuracy "
             "stays at chance.",
         ),
         _Drawing(
             "Loss gradient against penalty gradient",
-            _svg(lambda figure: _draw_per_method(figure, first, _draw_norms, share_y=True), height=2.9),
+            svg(lambda figure: _draw_per_method(figure, first, _draw_norms, share_y=True), height=2.9),
             "Mean norms per epoch, each method's first seed. Where the penalty's gradient stays far above the "
             "loss's, the penalty alone "
             "steers the weights to 0. The gap of the dashed line ends the penalty: from there on zeros are frozen and "
@@ -102,7 +80,7 @@ def _draw(curves: Curves, recipe: Recipe) -> list[_Drawing]:
         ),
         _Drawing(
             "Coherence and gate",
-            _svg(
+            svg(
                 lambda figure: _draw_per_method(figure, first, _gate_drawer(recipe.gate.threshold), share_y=True),
                 height=2.9,
             ),
@@ -115,19 +93,6 @@ def _draw(curves: Curves, recipe: Recipe) -> list[_Drawing]:
     ]
 
 
-def _svg(draw: Callable[[Figure], None], height: float) -> Markup:
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(10, height), layout="constrained")
-        draw(figure)
-        buffer = io.StringIO()
-        figure.savefig(
-            buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")), transparent=True
-        )
-    text = buffer.getvalue()
-    # inlined: without XML prolog and document type; the rest is matplotlib's own drawing of numbers
-    return Markup(re.sub(r"^.*?(?=<svg)", "", text, count=1, flags=re.DOTALL))
-
-
 def _draw_outcome(figure: Figure, curves: Curves) -> None:
     left, right = figure.subplots(1, 2)
     for job, metrics in curves.items():
@@ -137,13 +102,13 @@ def _draw_outcome(figure: Figure, curves: Curves) -> None:
         left.plot(
             epochs,
             [100 * m.accuracy for m in metrics],
-            color=_COLORS[job.method],
+            color=COLORS[job.method],
             label=label,
             linewidth=1.2,
             alpha=0.85,
         )
         right.plot(
-            epochs, [max(m.num_nonzero, 0.5) for m in metrics], color=_COLORS[job.method], linewidth=1.2, alpha=0.85
+            epochs, [max(m.num_nonzero, 0.5) for m in metrics], color=COLORS[job.method], linewidth=1.2, alpha=0.85
         )
     left.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(0, 101))
     left.legend(loc="center right")
@@ -161,16 +126,16 @@ def _draw_per_method(
     axes = figure.subplots(1, len(methods), sharey=share_y, squeeze=False)[0]
     for ax, method in zip(axes, methods, strict=True):
         draw(ax, method, curves[method])
-        ax.set_title(method, color=_COLORS[method], loc="left", fontweight="bold")
+        ax.set_title(method, color=COLORS[method], loc="left", fontweight="bold")
         ax.set_xlabel("epoch")
     axes[0].legend(loc="best")
 
 
 def _draw_norms(ax: Axes, method: Method, metrics: list[EpochMetrics]) -> None:
     epochs = [m.epoch for m in metrics]
-    ax.plot(epochs, [m.gradient_norm or float("nan") for m in metrics], color=_COLORS["dense"], label="‖g‖ of the loss")
+    ax.plot(epochs, [m.gradient_norm or float("nan") for m in metrics], color=COLORS["dense"], label="‖g‖ of the loss")
     penalty = [m.penalty_norm or float("nan") for m in metrics]
-    ax.plot(epochs, penalty, color=_COLORS["always"], linestyle="--", label="‖λr‖ of the penalty")
+    ax.plot(epochs, penalty, color=COLORS["always"], linestyle="--", label="‖λr‖ of the penalty")
     ax.set_yscale("log")
     del method
 
@@ -181,11 +146,11 @@ def _gate_drawer(threshold: float) -> Callable[[Axes, Method, list[EpochMetrics]
         coherence = [float("nan") if m.coherence is None else m.coherence for m in metrics]
         opened = [m.open_fraction for m in metrics]
         ax.fill_between(
-            epochs, opened, color=_COLORS[method], alpha=0.18, step="mid", linewidth=0, label="share of open steps"
+            epochs, opened, color=COLORS[method], alpha=0.18, step="mid", linewidth=0, label="share of open steps"
         )
-        ax.plot(epochs, coherence, color=_COLORS["dense"], label="coherence")
+        ax.plot(epochs, coherence, color=COLORS["dense"], label="coherence")
         if method == "coherent":
-            ax.axhline(threshold, color=_COLORS[method], linestyle=":", linewidth=1)
+            ax.axhline(threshold, color=COLORS[method], linestyle=":", linewidth=1)
         ax.set_ylim(-0.05, 1.05)
 
     return draw

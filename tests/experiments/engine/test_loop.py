@@ -273,7 +273,7 @@ def test_a_run_that_diverges_ends_with_null_instead_of_nan(tmp_path, data, metho
 def test_a_run_that_is_stopped_is_not_marked_as_finished(tmp_path, data):
     with pytest.raises(KeyboardInterrupt):
         _train(tmp_path, data, on_epoch=Mock(side_effect=[None, KeyboardInterrupt]))
-    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["metrics.jsonl", "recipe.toml"]
     assert len(_lines(tmp_path)) == 2
     assert _train(tmp_path, data) == RunResult(**read_json(tmp_path / "result.json"))
     assert len(_lines(tmp_path)) == 4

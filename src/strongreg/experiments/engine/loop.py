@@ -40,8 +40,9 @@ from strongreg.experiments.engine.record import FILE_NAME as HISTORY_FILE
 from strongreg.experiments.engine.record import save_history
 from strongreg.experiments.files import write_bytes, write_json
 from strongreg.experiments.models import build_model
-from strongreg.experiments.recipe import Method, Recipe
+from strongreg.experiments.recipe import Method, Recipe, show_recipe
 
+RECIPE_FILE = "recipe.toml"
 WEIGHTS_FILE = "weights.safetensors"
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -66,8 +67,8 @@ def train(
         method: what is added to plain training.
         seed: of initial weights, batch order and augmentation; the result depends on nothing else.
         data: the images, on any device.
-        directory: existing directory that receives metrics.jsonl, history.safetensors, weights.safetensors and, last,
-            result.json; while the run is under way also checkpoint.pt.
+        directory: existing directory that receives recipe.toml, metrics.jsonl, history.safetensors, weights.safetensors
+            and, last, result.json; while the run is under way also checkpoint.pt.
         on_epoch: called after each epoch.
         should_stop: asked after each step.
 
@@ -122,6 +123,7 @@ class _Trainer:
         started = time.perf_counter()
         self._resume()
         already = self.seconds
+        write_bytes(self.directory / RECIPE_FILE, show_recipe(self.recipe).encode())
         file = self.directory / "metrics.jsonl"
         every = self.recipe.training.checkpoint_every
         with file.open("w") as stream:
@@ -220,6 +222,7 @@ class _Trainer:
             validation_accuracy=self._evaluate(self.data.validation) if len(self.data.validation) else None,
             seconds=self.seconds,
             epochs=self.epoch,
+            steps_per_epoch=len(self.batches),
         )
         write_json(self.directory / "result.json", asdict(result))  # last and whole: it marks the run as finished
         (self.directory / FILE_NAME).unlink(missing_ok=True)

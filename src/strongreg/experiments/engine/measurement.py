@@ -71,7 +71,10 @@ class RunResult:
         num_parameters: all parameters of the network, biases included.
         num_nonzero_parameters: all parameters that are not 0.
         alive: whether the accuracy is above 1.5 times chance.
+        chance: 1 / number of classes.
         epochs: epochs done; fewer than asked for if the run was ended as dead.
+        steps_per_epoch: optimizer steps of an epoch.
+        refit_start: step from which on the penalty was off; None for never.
     """
 
     method: Method
@@ -91,7 +94,10 @@ class RunResult:
     num_parameters: int
     num_nonzero_parameters: int
     alive: bool
+    chance: float
     epochs: int
+    steps_per_epoch: int
+    refit_start: int | None
 
 
 @torch.no_grad()
@@ -181,6 +187,7 @@ def run_result(
     validation_accuracy: float | None,
     seconds: float,
     epochs: int,
+    steps_per_epoch: int,
 ) -> RunResult:
     """The outcome of a run.
 
@@ -196,10 +203,12 @@ def run_result(
         validation_accuracy: on the validation images, or None.
         seconds: wall-clock time.
         epochs: epochs done.
+        steps_per_epoch: optimizer steps of an epoch.
 
     Returns:
         An entry of results.json.
     """
+    refit_start = regularizers[0].schedule.refit_start
     num_weights, num_nonzero = count_weights(regularizers)
     totals = [regularizer.summary().total for regularizer in regularizers]
     opened = sum(total.open_fraction * total.num_weights for total in totals) / max(num_weights, 1)
@@ -220,7 +229,10 @@ def run_result(
         num_parameters=sum(p.numel() for p in model.parameters()),
         num_nonzero_parameters=sum(int((p != 0).sum()) for p in model.parameters()),
         alive=accuracy > CHANCE_MARGIN / data.num_classes,
+        chance=1 / data.num_classes,
         epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        refit_start=None if math.isinf(refit_start) else int(refit_start),
     )
 
 

@@ -1,15 +1,17 @@
-"""The history of a run as a file: every recorded step, per layer."""
+"""A finished run's files: its outcome, and every recorded step per layer."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from strongreg.experiments.engine.measurement import RunResult
 from strongreg.experiments.errors import UserError
-from strongreg.experiments.files import write_bytes
+from strongreg.experiments.files import read_json, write_bytes
 from strongreg.history import History
 from strongreg.regularizer import Regularizer
 
@@ -49,3 +51,23 @@ def load_history(file: Path) -> History:
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{file} is missing or damaged: train that run again ({error})") from error
     return history
+
+
+def load_result(file: Path) -> RunResult:
+    """Read the outcome of a run.
+
+    Args:
+        file: result.json of its directory.
+
+    Returns:
+        The outcome.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another version.
+    """
+    if not file.exists():
+        raise UserError(f"{file} is missing: the run is not finished")
+    content = read_json(file)
+    if set(content) != {field.name for field in fields(RunResult)}:
+        raise UserError(f"{file} is damaged, or of another version of strongreg: delete its folder to train again")
+    return RunResult(**content)

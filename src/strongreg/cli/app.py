@@ -1,0 +1,52 @@
+"""All commands together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import strongreg
+from strongreg.cli import runs, study
+
+_EPILOG = """Examples:
+
+strongreg compare
+
+strongreg train --method coherent --epochs 50
+
+strongreg tolerance --penalty l2
+
+strongreg diagnose strongreg-out/compare-1
+
+strongreg compare --help"""
+
+app = typer.Typer(
+    name="strongreg",
+    help="Strong regularization that deep networks endure: gradient-coherent L1, L2 and group penalties.",
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    epilog=_EPILOG,
+)
+app.command(epilog=runs.EPILOG_COMPARE)(runs.compare)
+app.command(epilog=runs.EPILOG_TRAIN)(runs.train)
+app.command(epilog=study.EPILOG_TOLERANCE)(study.tolerance)
+app.command(epilog=study.EPILOG_DIAGNOSE)(study.diagnose)
+app.command(epilog=study.EPILOG_REPORT)(study.report)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"strongreg {strongreg.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _strongreg(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Strong regularization that deep networks endure: gradient-coherent L1, L2 and group penalties."""
+    del version

@@ -1,0 +1,109 @@
+"""The options that commands share, and what they are made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from strongreg.experiments.errors import UserError
+from strongreg.experiments.recipe import Recipe, build_recipe, default_changes, parse_settings, read_recipe
+
+RecipeFile = Annotated[
+    Path | None, typer.Option("--recipe", help="TOML file to begin with; the options below and --set win over it.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any key of the recipe: section.key=value, as often as needed.", metavar="A.B=C"),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Data set: digits (default), mnist, fashion_mnist, cifar10, cifar100, svhn, or a folder of class folders."
+    ),
+]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder of the data sets' parquet files. Default: $STRONGREG_DATA, then a download.")
+]
+Model = Annotated[
+    str | None,
+    typer.Option(help="Network: plain_cnn (default), lenet300, vgg16, resnet18, ... or package.module:factory."),
+]
+PenaltyName = Annotated[
+    str | None, typer.Option("--penalty", help="l1 (default), l2, elastic_net, group_l2, sparse_group or mcp.")
+]
+Strength = Annotated[
+    float | None,
+    typer.Option(help="Strength lambda of the penalty, >= 0. Default: 0.1 for l2, 0.0125 for the others."),
+]
+StrengthScale = Annotated[
+    str | None,
+    typer.Option(
+        help="Strength per tensor: uniform (default), or inverse_std (in inverse proportion to its weights' spread)."
+    ),
+]
+Threshold = Annotated[
+    float | None, typer.Option(help="Threshold of the coherence gate, a cosine in [-1, 1]. Default: 0.7.")
+]
+Epochs = Annotated[
+    int | None, typer.Option(help="Passes over the training data. Default: 60 for l2, 100 for the others.")
+]
+Device = Annotated[str | None, typer.Option(help="Torch device: auto, cpu (default), cuda, cuda:1, mps.")]
+
+
+def _directory(text: str) -> Path:
+    if not text.strip():
+        raise UserError("--out '': give the directory a name, or leave the option out")
+    return Path(text)
+
+
+Out = Annotated[
+    Path | None,
+    typer.Option(parser=_directory, metavar="DIRECTORY", help="Default: a new one below strongreg-out."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print results.json on standard output instead of the table.")]
+StopWhenDead = Annotated[
+    int | None, typer.Option(help="End a run that has been at chance for this many epochs. Default: never.")
+]
+
+
+def recipe_of(
+    file: Path | None, settings: list[str] | None, options: dict[str, Any], defaults: dict[str, Any] | None = None
+) -> Recipe:
+    """The recipe that a command asked for: a file or the penalty's defaults, then options, then --set.
+
+    Args:
+        file: of --recipe.
+        settings: of --set.
+        options: dotted name to value, None where an option was not given.
+        defaults: the command's own, where no file was given.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        UserError: something in it is wrong.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    given |= parse_settings(settings or [])
+    if file is not None:
+        return build_recipe(given, read_recipe(file))
+    name = str(given.get("penalty.name", "l1"))
+    return build_recipe({**default_changes(name), **(defaults or {}), **given})
+
+
+def new_directory(command: str) -> Path:
+    """A directory that does not exist yet.
+
+    Args:
+        command: that writes it.
+
+    Returns:
+        Its path, below strongreg-out.
+    """
+    parent = Path("strongreg-out")
+    number = 1
+    while (parent / f"{command}-{number}").exists():
+        number += 1
+    return parent / f"{command}-{number}"

@@ -1,0 +1,154 @@
+"""The commands that explain: tolerance, diagnose and report."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from strongreg.cli.options import (
+    Data,
+    DataDir,
+    Device,
+    Epochs,
+    Model,
+    Out,
+    PenaltyName,
+    RecipeFile,
+    Settings,
+    Strength,
+    StrengthScale,
+    Threshold,
+    new_directory,
+    recipe_of,
+)
+from strongreg.experiments.console import ProbeLines, show_tolerances
+from strongreg.experiments.errors import UserError, check_known
+from strongreg.experiments.fate import diagnose_run, find_runs
+from strongreg.experiments.pool import interruptible
+from strongreg.experiments.tolerance import DEFAULTS, TOLERANT, ToleranceStudy
+
+EPILOG_TOLERANCE = """Examples:
+
+strongreg tolerance
+
+strongreg tolerance --penalty l2 --seeds 3
+
+strongreg tolerance --methods always,coherent --epochs 15 --out levels"""
+EPILOG_DIAGNOSE = """Examples:
+
+strongreg diagnose strongreg-out/compare-1
+
+strongreg diagnose strongreg-out/compare-1/runs/always-seed0
+
+strongreg diagnose strongreg-out/compare-1 --json"""
+EPILOG_REPORT = """Examples:
+
+strongreg report strongreg-out/compare-1
+
+strongreg report strongreg-out/compare-1 strongreg-out/compare-2 --out both.html
+
+strongreg report runs/a runs/b runs/c"""
+
+
+def tolerance(
+    recipe: RecipeFile = None,
+    data: Data = None,
+    data_dir: DataDir = None,
+    model: Model = None,
+    penalty: PenaltyName = None,
+    strength: Strength = None,
+    strength_scale: StrengthScale = None,
+    gate_threshold: Threshold = None,
+    epochs: Epochs = None,
+    settings: Settings = None,
+    methods: Annotated[str, typer.Option(help=f"Methods, separated by commas, of {', '.join(TOLERANT)}.")] = ",".join(
+        TOLERANT
+    ),
+    seeds: Annotated[int, typer.Option(help="A strength is endured if it is at every one of N seeds.")] = 1,
+    precision: Annotated[float, typer.Option(help="Largest ratio of the two ends of a level's final bracket.")] = 1.2,
+    device: Device = None,
+    workers: Annotated[int | None, typer.Option(help="Processes at a time. Default: the number of cores.")] = None,
+    out: Out = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print tolerance.json instead of the table.")] = False,
+) -> None:
+    """Find the largest strength that a network endures, for each method, by bisection over short runs."""
+    if seeds < 1:
+        raise UserError(f"seeds={seeds}: must be >= 1")
+    if workers is not None and workers < 1:
+        raise UserError(f"workers={workers}: must be >= 1")
+    names = [name.strip() for name in methods.split(",")]
+    for name in names:
+        check_known("method", name, TOLERANT)
+    built = recipe_of(
+        recipe,
+        settings,
+        {
+            "data.name": data,
+            "model.name": model,
+            "penalty.name": penalty,
+            "penalty.strength": strength,
+            "penalty.strength_scale": strength_scale,
+            "gate.threshold": gate_threshold,
+            "training.epochs": epochs,
+            "training.device": device,
+        },
+        DEFAULTS,
+    )
+    directory = out or new_directory("tolerance")
+    chosen = [method for method in TOLERANT if method in names]
+    study = ToleranceStudy(built, chosen, range(seeds), directory, precision=precision, data_dir=data_dir)
+    messages = Console(stderr=True)
+    num_workers = workers or min(os.cpu_count() or 1, len(chosen) * seeds)
+    try:
+        with interruptible():
+            levels = study.run(num_workers, ProbeLines(messages))
+    except KeyboardInterrupt:
+        raise UserError(
+            f"interrupted: what was tried is kept in {directory}; the same command with --out {directory} goes on"
+        ) from None
+    from strongreg.experiments.drawing import draw_tolerance  # matplotlib is slow to import
+
+    (directory / "tolerance.svg").write_text(draw_tolerance(study.probes, levels), encoding="utf-8")
+    if as_json:
+        typer.echo((directory / "tolerance.json").read_text(encoding="utf-8"), nl=False)
+    else:
+        show_tolerances(Console(), built, levels)
+    written = f"wrote {directory / 'tolerance.json'} and {directory / 'tolerance.svg'}"
+    messages.print(written, markup=False, highlight=False, soft_wrap=True)
+
+
+def diagnose(
+    run: Annotated[Path, typer.Argument(help="Directory of a run, or of a comparison with its runs.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON.")] = False,
+) -> None:
+    """Say in plain words whether a run learned, stalled or collapsed, when and where, why, and what to change."""
+    directories = find_runs(run)
+    verdicts = {directory: diagnose_run(directory) for directory in directories}
+    if as_json:
+        content = {str(directory): asdict(verdict) for directory, verdict in verdicts.items()}
+        typer.echo(json.dumps(content, indent=2))
+        return
+    for directory, verdict in verdicts.items():
+        name = directory.name if len(directories) > 1 else str(directory)
+        typer.echo(f"{name}: {verdict}")
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Directories of runs or comparisons.")],
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("report.html"),
+) -> None:
+    """Draw one self-contained HTML file of one or many runs."""
+    from strongreg.experiments.gallery import write_gallery  # matplotlib is slow to import
+
+    directories = [found for directory in runs for found in find_runs(directory)]
+    try:
+        write_gallery(directories, out)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
+    Console(stderr=True).print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)

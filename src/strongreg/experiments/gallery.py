@@ -1,0 +1,177 @@
+"""Draws any finished runs together as one self-contained HTML file: accuracy against size, curves, layers, verdicts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from safetensors.torch import load_file
+
+import strongreg
+from strongreg.diagnosis import Diagnosis
+from strongreg.experiments.drawing import COLORS, svg
+from strongreg.experiments.engine import RunResult
+from strongreg.experiments.engine.loop import RECIPE_FILE, WEIGHTS_FILE
+from strongreg.experiments.engine.record import FILE_NAME as HISTORY_FILE
+from strongreg.experiments.engine.record import load_history, load_result
+from strongreg.experiments.errors import UserError
+from strongreg.experiments.fate import diagnose_run, read_metrics
+
+_MOST_LAYERS = 40
+_NO_FRONT = 2
+
+
+@dataclass(frozen=True)
+class _Run:
+    name: str
+    result: RunResult
+    metrics: list[dict[str, Any]]
+    layers: list[tuple[str, float]]
+    """Each penalized tensor, from input to output, with the share of its weights that is kept."""
+    diagnosis: Diagnosis
+    recipe: str
+
+    @property
+    def color(self) -> str:
+        """That of its method."""
+        return COLORS[self.result.method]
+
+    @property
+    def compression(self) -> float:
+        """How many times smaller; infinite if nothing is left."""
+        return math.inf if self.result.compression is None else self.result.compression
+
+
+def write_gallery(directories: list[Path], file: Path) -> None:
+    """Write a page of runs.
+
+    Args:
+        directories: of finished runs, at least one.
+        file: where to write.
+
+    Raises:
+        UserError: a run's file is missing or damaged.
+        OSError: the page cannot be written.
+    """
+    runs = [_read(directory) for directory in directories]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("strongreg.experiments"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    recipes: dict[str, list[str]] = {}
+    for run in runs:
+        recipes.setdefault(run.recipe, []).append(run.name)
+    html = environment.get_template("gallery.html.j2").render(
+        title=f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}",
+        version=strongreg.__version__,
+        runs=runs,
+        front={run.name for run in pareto_front(runs)},
+        figures=[
+            ("Accuracy against size", svg(lambda figure: _draw_front(figure, runs), 3.6), _FRONT_CAPTION),
+            ("Over the epochs", svg(lambda figure: _draw_curves(figure, runs), 3.2), _CURVES_CAPTION),
+            ("Weights kept in each layer", _layers(runs), _LAYERS_CAPTION),
+        ],
+        recipes=[(", ".join(names), recipe) for recipe, names in recipes.items()],
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(html, encoding="utf-8")
+
+
+_FRONT_CAPTION = (
+    "Each run is a point: test accuracy after the last epoch against penalized weights / weights that are not 0. The "
+    "line joins the runs that no other beats in both. Runs at chance are crosses."
+)
+_CURVES_CAPTION = "Accuracy on the validation images (the test images where none were held out), and the weights left."
+_LAYERS_CAPTION = "Share of the weights that are not 0, from input to output."
+
+
+def pareto_front(runs: list[_Run]) -> list[_Run]:
+    """The runs that no other run beats in accuracy and size at once.
+
+    Args:
+        runs: any.
+
+    Returns:
+        The undominated ones, from the largest to the smallest network.
+    """
+    front: list[_Run] = []
+    for run in sorted(runs, key=lambda r: (-r.compression, -r.result.accuracy)):
+        if run.result.alive and (not front or run.result.accuracy > front[-1].result.accuracy):
+            front.append(run)
+    return front[::-1]
+
+
+def _read(directory: Path) -> _Run:
+    result = load_result(directory / "result.json")
+    try:
+        weights = load_file(directory / WEIGHTS_FILE)
+        recipe = (directory / RECIPE_FILE).read_text(encoding="utf-8")
+    except Exception as error:
+        raise UserError(f"{directory}: {WEIGHTS_FILE} or {RECIPE_FILE} is missing or damaged ({error})") from error
+    order = load_history(directory / HISTORY_FILE).layers  # the model's; safetensors sorts by name
+    layers = [(name, float((weights[name] != 0).float().mean())) for name in order if name in weights]
+    parent = directory.parent.parent.name if directory.parent.name == "runs" else directory.parent.name
+    name = f"{parent}/{directory.name}" if parent else directory.name
+    return _Run(name, result, read_metrics(directory), layers, diagnose_run(directory), recipe)
+
+
+def _draw_front(figure: Figure, runs: list[_Run]) -> None:
+    ax = figure.subplots()
+    seen: set[str] = set()
+    largest = max((r.compression for r in runs if math.isfinite(r.compression) and r.result.alive), default=1.0)
+    for run in runs:
+        method = run.result.method
+        shown = min(run.compression, 3 * largest)
+        label = method if method not in seen else None
+        seen.add(method)
+        ax.plot(
+            shown,
+            100 * run.result.accuracy,
+            "o" if run.result.alive else "x",
+            color=run.color,
+            label=label,
+            markersize=6,
+        )
+    front = pareto_front(runs)
+    if len(front) >= _NO_FRONT:
+        ax.plot(
+            [r.compression for r in front],
+            [100 * r.result.accuracy for r in front],
+            color="#1d2433",
+            linewidth=1,
+            linestyle="--",
+            zorder=0,
+        )
+    ax.set(xscale="log", xlabel="times smaller", ylabel="test accuracy (%)")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _draw_curves(figure: Figure, runs: list[_Run]) -> None:
+    left, right = figure.subplots(1, 2)
+    for run in runs:
+        epochs = [line["epoch"] for line in run.metrics]
+        style = {"color": run.color, "linewidth": 1.1, "alpha": 0.8}
+        left.plot(epochs, [100 * line["accuracy"] for line in run.metrics], **style)
+        right.plot(epochs, [max(line["num_nonzero"], 0.5) for line in run.metrics], **style)
+    left.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(0, 101))
+    right.set(xlabel="epoch", ylabel="weights that are not 0", yscale="log")
+
+
+def _layers(runs: list[_Run]) -> Markup:
+    def draw(figure: Figure) -> None:
+        ax: Axes = figure.subplots()
+        for run in runs:
+            shares = [max(share, 1e-5) for _, share in run.layers[:_MOST_LAYERS]]
+            ax.plot(range(len(shares)), shares, "o-", color=run.color, linewidth=0.8, markersize=3, alpha=0.8)
+        names = max((run.layers[:_MOST_LAYERS] for run in runs), key=len, default=[])
+        same = all([n for n, _ in run.layers[: len(names)]] == [n for n, _ in names] for run in runs)
+        ax.set(yscale="log", ylabel="share of weights kept")
+        ax.set_xticks(range(len(names)), [name if same else str(i) for i, (name, _) in enumerate(names)], rotation=60)
+        ax.tick_params(axis="x", labelsize=7)
+
+    return svg(draw, 3.4)

@@ -1,0 +1,226 @@
+"""Trains runs in processes, hears of their epochs, and stops them with their checkpoints saved."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from strongreg.experiments.data import ImageData, load_data
+from strongreg.experiments.engine import EpochMetrics, RunResult, RunStoppedError, train
+from strongreg.experiments.errors import UserError
+from strongreg.experiments.recipe import Method, Recipe
+
+_POLL_SECONDS = 0.1
+_EXIT_TERMINATED = 128 + signal.SIGTERM
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run to train.
+
+    Args:
+        recipe: what it is.
+        method: its method.
+        seed: of initial weights and batch order.
+        directory: of its files; exists.
+        data_dir: where the data sets lie; None for the usual places.
+    """
+
+    recipe: Recipe
+    method: Method
+    seed: int
+    directory: Path
+    data_dir: Path | None = None
+
+
+class TaskPool:
+    """Processes that train runs; within a ``with`` block.
+
+    Left by an exception (Ctrl-C too) the runs under way save their checkpoints, and the others are not begun.
+
+    Args:
+        workers: processes at a time, >= 1.
+        threads: torch threads in each process, >= 1.
+    """
+
+    def __init__(self, workers: int, threads: int = 1) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._epochs: multiprocessing.Queue[tuple[Path, EpochMetrics]] = context.Queue()
+        self._stop = context.Event()
+        initial = (self._epochs, self._stop, threads)
+        self._pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=initial)
+
+    def __enter__(self) -> TaskPool:
+        """The pool itself; processes start with the first task."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop what is under way, and wait for it."""
+        self._stop.set()
+        self._pool.shutdown(cancel_futures=True)
+
+    def submit(self, task: Task) -> Future[RunResult | None]:
+        """Train a run when a process is free.
+
+        Args:
+            task: the run.
+
+        Returns:
+            What becomes its outcome; None if it was stopped.
+        """
+        with _interrupts_held_back():  # the processes start here and inherit it: the parent alone is interrupted
+            return self._pool.submit(_work, task)
+
+    def wait(
+        self,
+        pending: Iterable[Future[RunResult | None]],
+        on_epoch: Callable[[Path, EpochMetrics], None] = lambda *_: None,
+    ) -> set[Future[RunResult | None]]:
+        """Wait a moment.
+
+        Args:
+            pending: what was submitted.
+            on_epoch: hears of the epochs since: a run's directory and its metrics.
+
+        Returns:
+            What is finished by now.
+
+        Raises:
+            UserError: a process died.
+        """
+        done, _ = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                on_epoch(*self._epochs.get_nowait())
+        for future in done:
+            if isinstance(future.exception(), BrokenProcessPool):
+                raise UserError(
+                    "a training process died (out of memory?): try fewer --workers; finished runs are kept"
+                ) from future.exception()
+        return done
+
+
+def recipe_data(recipe: Recipe, data_dir: Path | None) -> ImageData:
+    """The images of a recipe.
+
+    Args:
+        recipe: any recipe.
+        data_dir: where the data sets lie; None for the usual places.
+
+    Returns:
+        Training, validation and test images.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    section = recipe.data
+    return load_data(
+        section.name, data_dir=data_dir, validation_share=section.validation_share, num_train=section.num_train
+    )
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Within the block a request to terminate (SIGTERM, SIGHUP) is what Ctrl-C is: checkpoints are saved."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block; processes started within never hear of it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# ---------------------------------------------------------------------- within a process
+
+_epochs: multiprocessing.Queue[tuple[Path, EpochMetrics]]
+_stop: Any
+_is_training = False
+_is_terminated = False
+
+
+def _on_terminate(*_: object) -> None:
+    """A worker that is asked to terminate saves its checkpoint first."""
+    global _is_terminated
+    if not _is_training:
+        os._exit(_EXIT_TERMINATED)
+    _is_terminated = True
+
+
+def _start_worker(epochs: multiprocessing.Queue[tuple[Path, EpochMetrics]], stop: Any, threads: int) -> None:
+    global _epochs, _stop
+    _epochs, _stop = epochs, stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGTERM, _on_terminate)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)  # the weights of a dying network pass through numbers that slow the CPU threefold
+    torch.nn.Conv2d(1, 1, 3)(torch.zeros(1, 1, 8, 8)).sum().backward()  # torch's own start-up is not the first run's
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed must not go on writing beside the one that takes up its run."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(_EXIT_TERMINATED)
+
+
+def _work(task: Task) -> RunResult | None:
+    """One run; None if it was stopped before its end."""
+
+    def on_epoch(metrics: EpochMetrics) -> None:
+        _epochs.put((task.directory, metrics))
+
+    def should_stop() -> bool:
+        return _is_terminated or bool(_stop.is_set())
+
+    global _is_training
+    data = recipe_data(task.recipe.for_method(task.method), task.data_dir)
+    _is_training = True
+    try:
+        return train(task.recipe, task.method, task.seed, data, task.directory, on_epoch, should_stop)
+    except RunStoppedError:
+        if _is_terminated:
+            os._exit(_EXIT_TERMINATED)
+        return None
+    finally:
+        _is_training = False

@@ -1,0 +1,146 @@
+"""Verdicts on histories made by hand, each of one fate."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from strongreg import History
+from strongreg.diagnosis import RunRecord, diagnose
+
+STEPS = 200
+LAYERS = ["first.weight", "second.weight"]
+
+
+def _record(*, gradient, penalty, weight, opened, accuracy, loss=None, second=None, **options) -> RunRecord:
+    """A run of 10 epochs of 20 steps; quantities are functions of the step."""
+    history = History(LAYERS)
+    for step in range(STEPS):
+        values = [0.9, opened(step), gradient(step), penalty(step), weight(step)]
+        other = [*values[:4], (second or weight)(step)]
+        history.append(torch.tensor([values, other, values]), torch.tensor(step))
+    accuracies = np.array([accuracy(epoch) for epoch in range(10)])
+    losses = np.full(10, 1.0) if loss is None else np.array([loss(epoch) for epoch in range(10)])
+    return RunRecord(history, 10, accuracies, losses, 20, **{"strength": 0.1, "lr": 0.05, **options})
+
+
+def _constant(value):
+    return lambda _: value
+
+
+HEALTHY = {
+    "gradient": lambda step: 1.0 / (1 + step / 20),
+    "penalty": _constant(0.2),
+    "weight": lambda step: 10 - step / 50,
+    "opened": _constant(1.0),
+    "accuracy": lambda epoch: 0.5 + epoch / 20,
+}
+
+
+def test_a_healthy_run_learned():
+    diagnosis = diagnose(_record(**HEALTHY))
+    assert diagnosis.verdict == "learned"
+    assert diagnosis.learned
+    assert "95.0% at the end" in str(diagnosis)
+    assert diagnosis.advice == ()
+
+
+def test_a_penalty_that_takes_over_is_a_collapse_with_step_and_layer():
+    diagnosis = diagnose(
+        _record(
+            gradient=lambda step: math.exp(-step / 20),
+            penalty=_constant(0.5),
+            weight=lambda step: 10 * math.exp(-step / 60),
+            second=lambda step: 10 * math.exp(-step / 20),
+            opened=_constant(1.0),
+            accuracy=_constant(0.1),
+        )
+    )
+    assert diagnosis.verdict == "collapsed"
+    assert not diagnosis.learned
+    # exp(-step / 20) falls below 0.5 after 14 steps; seen a little later, for norms are smoothed over 16
+    assert 13 <= diagnosis.step <= 30
+    assert diagnosis.layer == "second.weight"
+    assert any("CoherenceGate" in sentence for sentence in diagnosis.advice)
+
+
+def test_weights_that_fall_while_the_gate_is_closed_are_not_the_penaltys_doing():
+    record = _record(**{**HEALTHY, "weight": lambda step: 10 * math.exp(-step / 20), "opened": _constant(0.0)})
+    assert diagnose(record).verdict == "penalty_never_acted"
+    dead = _record(
+        **{**HEALTHY, "weight": lambda step: 10 * math.exp(-step / 20), "opened": _constant(0.0)}
+        | {"accuracy": _constant(0.1), "gradient": lambda step: math.exp(-step)}
+    )
+    assert diagnose(dead).verdict == "dead_gradients"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gradient": lambda step: math.nan if step > 40 else 1.0},
+        {"weight": lambda step: math.inf if step > 40 else 10.0},
+        {"weight": lambda step: 10.0 if step < 41 else 1e5, "accuracy": _constant(0.1)},
+    ],
+    ids=["nan", "infinite", "grown"],
+)
+def test_numbers_that_explode_are_a_divergence(changes):
+    diagnosis = diagnose(_record(**{**HEALTHY, **changes}, lr=3.0))
+    assert diagnosis.verdict == "diverged"
+    assert diagnosis.step == 41
+    assert "it was 3" in diagnosis.advice[0]
+
+
+def test_an_exploding_loss_is_a_divergence_in_its_epoch():
+    diagnosis = diagnose(
+        _record(**{**HEALTHY, "accuracy": _constant(0.1)}, loss=lambda epoch: 1e4 if epoch == 3 else 2.3)
+    )
+    assert (diagnosis.verdict, diagnosis.step) == ("diverged", 60)
+
+
+def test_no_gradient_without_penalty_is_dead_units():
+    diagnosis = diagnose(
+        _record(
+            gradient=lambda step: 0.0 if step >= 100 else 1.0,
+            penalty=_constant(0.0),
+            weight=_constant(10.0),
+            opened=_constant(0.0),
+            accuracy=_constant(0.1),
+            strength=0.0,
+        )
+    )
+    assert diagnosis.verdict == "dead_gradients"
+    assert 100 <= diagnosis.step <= 116
+
+
+def test_gradients_that_teach_nothing_are_a_stall():
+    record = _record(
+        **{**HEALTHY, "gradient": _constant(1.0), "penalty": _constant(0.0)} | {"accuracy": _constant(0.1)}
+    )
+    assert diagnose(record).verdict == "stalled"
+
+
+def test_a_gate_that_stays_closed_is_told_though_it_learned():
+    diagnosis = diagnose(_record(**{**HEALTHY, "opened": _constant(0.0)}, strength=7.0))
+    assert diagnosis.verdict == "penalty_never_acted"
+    assert diagnosis.learned
+    assert "it was 7" in diagnosis.advice[0]
+
+
+def test_the_steps_of_a_refit_do_not_count_as_closed():
+    opened = _record(**{**HEALTHY, "opened": lambda step: float(step < 2)}, refit_start=2)
+    assert diagnose(opened).verdict == "learned"
+
+
+def test_accuracy_that_was_lost_is_damage():
+    diagnosis = diagnose(_record(**{**HEALTHY, "accuracy": lambda epoch: 0.95 if epoch == 4 else 0.6}))
+    assert (diagnosis.verdict, diagnosis.step) == ("damaged", 100)
+
+
+def test_an_empty_record_is_an_error():
+    record = _record(**HEALTHY)
+    for empty in ({"history": History(LAYERS)}, {"accuracy": np.array([])}):
+        with pytest.raises(ValueError, match="cannot be diagnosed"):
+            diagnose(RunRecord(**{**vars(record), **empty}))
