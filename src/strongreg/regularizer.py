@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,8 @@ from strongreg.history import History
 from strongreg.imposition import add_gradients, shrink, warn_of_lost_shrinkage
 from strongreg.optimizers import (
     GroupIndex,
+    StepArguments,
+    StepNesting,
     effective_step_size,
     follows_gradient,
     gradient_sign,
@@ -29,6 +32,7 @@ from strongreg.optimizers import (
     loss_scale,
     unwrap,
     warn_of_weight_decay,
+    with_closure,
 )
 from strongreg.precision import scalar_dtype
 from strongreg.pull import gradient_pulls, look_before_step, step_pulls
@@ -117,6 +121,7 @@ class Regularizer:
         self._optimizer: Optimizer | None = None
         self._key = ""
         self._handles: list[Any] = []
+        self._nesting = StepNesting()
         self._before: BeforeStep | None = None
         self._decision: Decision | None = None
         self._frozen: list[Tensor] = []
@@ -203,7 +208,7 @@ class Regularizer:
             handle.remove()
         if self._optimizer is not None:
             _attached.get(self._optimizer, weakref.WeakSet()).discard(self)
-        self._handles, self._optimizer = [], None
+        self._handles, self._optimizer, self._nesting = [], None, StepNesting()
 
     def _check_compatible(self, targets: list[Target], key: str) -> None:
         mine = {id(t.param) for t in self.targets}
@@ -269,7 +274,7 @@ class Regularizer:
         """Everything a resumed run needs, as tensors and plain data (it loads with ``weights_only=True``).
 
         ``optimizer.state_dict()`` carries it already; this is for checkpointers that rebuild the optimizer's
-        dictionary.
+        dictionary and drop what they do not know (``torch.distributed.checkpoint``).
 
         Returns:
             A dictionary for :meth:`load_state_dict`.
@@ -279,7 +284,10 @@ class Regularizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken.
 
-        As with a torch optimizer, saved hyper-parameters replace those of this object; a difference is a warning.
+        As with a torch optimizer, saved hyper-parameters replace those of this object; a difference is a warning. Where
+        both are loaded by themselves, call this after the optimizer's: with ``torch.distributed.checkpoint`` after
+        ``set_optimizer_state_dict``, which takes a step of the optimizer to make it create its state. (Such a step, of
+        learning rate 0 and with gradients of 0 everywhere, does not count as one of ours.)
 
         Args:
             state: what :meth:`state_dict` returned.
@@ -326,6 +334,7 @@ class Regularizer:
             "_optimizer": None,
             "_key": "",
             "_handles": [],
+            "_nesting": StepNesting(),
             "_before": None,
             "_decision": None,
             "_frozen": [],
@@ -342,7 +351,7 @@ class Regularizer:
             return
         warn(
             f"the loaded optimizer state has no entry {self._key!r}: step count, open counts and history of the "
-            "Regularizer stay as they are; if its state was saved elsewhere, call its load_state_dict()"
+            "Regularizer stay as they are; if its state was saved elsewhere, call its load_state_dict() after this"
         )
 
     def _finish_load(self, _optimizer: Optimizer) -> None:
@@ -353,23 +362,23 @@ class Regularizer:
 
     # ------------------------------------------------------------------ one step
 
-    def _before_step(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self._before, self._decision, self._frozen = None, None, []
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # torch passes the optimizer itself first
-        if closure is None:
-            self._on_gradients(optimizer)
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepArguments | None:
+        if not self._nesting.enter(sys._getframe(1)):
             return None
+        self._before, self._decision, self._frozen = None, None, []
 
-        def closure_then_measure() -> Any:
-            loss = closure()
-            added = self._on_gradients(optimizer)
-            return loss if added is None else loss + added
+        def measured(closure: Any) -> Any:
+            def closure_then_measure() -> Any:
+                loss = closure()
+                added = self._on_gradients(optimizer)
+                return loss if added is None else loss + added
 
-        if len(args) > 1:
-            return (args[0], closure_then_measure, *args[2:]), kwargs
-        return args, {**kwargs, "closure": closure_then_measure}
+            return closure_then_measure
+
+        changed = with_closure(args, kwargs, measured)
+        if changed is None:
+            self._on_gradients(optimizer)
+        return changed
 
     @torch.no_grad()
     def _on_gradients(self, optimizer: Optimizer) -> Tensor | None:
@@ -391,6 +400,8 @@ class Regularizer:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+        if not self._nesting.leave():
+            return
         before, decision, self._before, self._decision = self._before, self._decision, None, None
         if before is None:
             return
