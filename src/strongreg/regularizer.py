@@ -39,7 +39,7 @@ from strongreg.pull import gradient_pulls, look_before_step, step_pulls
 from strongreg.refit import ZeroMasks
 from strongreg.schedules import Constant, Schedule
 from strongreg.settings import CoherenceOf, Mode, Settings, StrengthScale
-from strongreg.summary import Summary, SummaryRow, advise
+from strongreg.summary import Summary
 from strongreg.warning import warn
 
 _NONFINITE_CHECK_STEPS = 256
@@ -250,18 +250,8 @@ class Regularizer:
         Returns:
             A :class:`strongreg.Summary`; ``print`` it for a table.
         """
-        steps = self.num_steps
-        shares = [count / steps if steps else math.nan for count in self._counts.num_open.tolist()]
-        rows = tuple(
-            SummaryRow(t.name, tuple(t.param.shape), t.param.numel(), int((t.param == 0).sum()), share)
-            for t, share in zip(self.targets, shares, strict=True)
-        )
-        num_before_refit = int(min(steps, self.schedule.refit_start))
-        makes_zeros = self.mode == "proximal" and any(t.penalty.has_exact_zeros for t in self.targets)
-        zeros_moved = makes_zeros and steps <= self.schedule.refit_start and not bool(self._counts.last_open.all())
-        can_act = num_before_refit > 0 and any(t.penalty.strength > 0 for t in self.targets)
-        advice = advise(rows, steps, num_before_refit, zeros_moved=zeros_moved) if can_act else ""
-        return Summary(rows, steps, self.num_nonfinite, advice)
+        makes_zeros = self.mode == "proximal" and self.num_steps <= self.schedule.refit_start
+        return self._counts.summary(self.targets, makes_zeros=makes_zeros)
 
     def _weighted_value(self, multipliers: Sequence[float | Tensor]) -> Tensor:
         device = self.targets[0].param.device
@@ -455,9 +445,12 @@ class Regularizer:
         step, last_open = self._counts.step, self._counts.last_open
         has_begun = self._num_calls_or_steps >= start
         if has_begun:
-            in_refit = self._per_target((step >= start).expand(len(self.targets)))
+            # zeros that the penalty had no part in stay free, unless there was no step at which it might have had one
+            able = [t.penalty.strength > 0 for t in self.targets]
+            acted = self._counts.num_open > 0 if start > 0 else self._constant(able, torch.bool, step.device)
             masks = self._zero_masks.frozen(before.weights)
-            self._frozen = [mask & flag for mask, flag in zip(masks, in_refit, strict=True)]
+            freeze = self._per_target((step >= start) & acted)
+            self._frozen = [mask & flag for mask, flag in zip(masks, freeze, strict=True)]
         if not has_begun or not self._reading_is_free:
             # a step that a GradScaler skips on the device moves no zeros: count it as another open one
             opened = torch.where(decision.skipped | (step >= start), last_open, decision.opened)
@@ -472,7 +465,7 @@ class Regularizer:
     def _count(self, decision: Decision) -> None:
         if decision.record is not None:
             self.history.append(decision.record, torch.where(decision.skipped, -1, self._counts.step))
-        self._counts.count(decision, in_refit=self._counts.step >= self.schedule.refit_start)
+        self._counts.count(decision)
         self._num_calls += 1
         if self._reading_is_free or self._num_calls % _NONFINITE_CHECK_STEPS == 0:
             self._counts.warn_once_of_nonfinite()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import pickle
 import weakref
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from strongreg import L1, L2, AlwaysOpen, CoherenceGate, Delay, ElasticNet, GroupL2, Refit, Regularizer
+from strongreg import L1, L2, AlwaysOpen, CoherenceGate, Delay, ElasticNet, Gate, GroupL2, Refit, Regularizer
 
 
 def _net():
@@ -291,3 +292,61 @@ def test_the_summary_of_a_pure_refit_does_not_ask_for_a_lower_strength():
     reg = Regularizer(model, L1(0.1), schedule=Refit(0)).attach(optimizer)
     _step(model, optimizer)
     assert reg.summary().advice == ""
+
+
+def _summary_of(penalties, gate=None, *, frozen=(), schedule=None, steps=3):
+    model = _net()
+    optimizer = _sgd(model, lr=1e-4)
+    reg = Regularizer(model, penalties, gate=gate or AlwaysOpen(), schedule=schedule).attach(optimizer)
+    for step in range(steps):
+        for i in frozen if step >= steps - 2 else ():
+            model[i].requires_grad_(False)
+        _step(model, optimizer)
+    return reg.summary()
+
+
+@dataclasses.dataclass(frozen=True)
+class _OnlyTheSecondTensor(Gate):
+    until: int = 0
+
+    @property
+    def decision_scope(self):
+        return "layer"
+
+    def is_open(self, coherence, step):
+        return (torch.arange(len(coherence)) == 1) | (step < self.until)
+
+
+def test_advice_does_not_count_tensors_of_strength_0():
+    model = nn.Sequential(nn.Linear(4, 500), nn.Linear(500, 2))
+    penalties = {"0.weight": L1(0.0), "1.weight": L1(1e-3)}
+    optimizer = _sgd(model, lr=1e-4)
+    reg = Regularizer(model, penalties, gate=AlwaysOpen()).attach(optimizer)
+    _step(model, optimizer)
+    assert [row.open_fraction for row in reg.summary().layers] == [0.0, 1.0]
+    assert reg.summary().advice == ""
+    assert "acted at 0.0%" in _summary_of({"0.weight": L1(0.0), "2.weight": L1(0.1)}, Delay(10)).advice
+
+
+def test_advice_does_not_count_tensors_that_have_no_gradient():
+    assert _summary_of(L1(1e-3), frozen=[0]).advice == ""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1000).requires_grad_(False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    reg = Regularizer(model, {"*.weight": L1(1e-3)}, gate=AlwaysOpen()).attach(optimizer)
+    _step(model, optimizer)
+    assert reg.summary().total.open_fraction < 0.01
+    assert reg.summary().advice == ""
+
+
+def test_advice_speaks_of_zeros_only_where_a_penalty_that_makes_them_was_at_work():
+    never = _summary_of({"0.weight": L2(1e-3), "2.weight": L1(1e-3)}, _OnlyTheSecondTensor())
+    assert never.advice == ""  # only the gate of L2 was closed
+    moved = _summary_of({"0.weight": L1(1e-3), "2.weight": L2(1e-3)}, _OnlyTheSecondTensor(until=2))
+    assert "sets its zeros free" in moved.advice
+    none = _summary_of({"0.weight": L1(1e-3), "2.weight": L1(1e-3)}, _OnlyTheSecondTensor(until=1), frozen=[0])
+    assert none.advice == ""  # the weights stand still, and the zeros with them
+
+
+def test_advice_on_a_refit_looks_at_the_steps_before_it():
+    assert _summary_of(L1(1e-3), schedule=Refit(1), steps=200).advice == ""
+    assert "acted at 0.0%" in _summary_of(L1(1e-3), Delay(5), schedule=Refit(1)).advice
