@@ -13,6 +13,7 @@ from strongreg.groups import Target
 from strongreg.summary import Summary, SummaryRow, advise
 from strongreg.warning import warn
 
+_TOO_MANY = 2**63
 _OVERALL = ("step", "num_nonfinite")
 _PER_TARGET = ("num_open", "num_allowed", "last_open")
 
@@ -140,7 +141,9 @@ class StepCounts:
         for name in (*_OVERALL, *_PER_TARGET):
             entries = [state[name]] if name in _OVERALL else state[name]
             kind = bool if name == "last_open" else int
-            good = isinstance(entries, list) and all(type(entry) is kind and entry >= 0 for entry in entries)
+            good = isinstance(entries, list) and all(
+                type(entry) is kind and 0 <= entry < _TOO_MANY for entry in entries
+            )
             if not good or len(entries) != (1 if name in _OVERALL else len(self.num_open)):
                 raise ValueError(f"the saved counts hold {name}={state[name]!r} for {len(self.num_open)} parameters")
         for name in (*_OVERALL, *_PER_TARGET):

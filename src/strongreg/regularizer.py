@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from strongreg.checkpoint import Progress, check_key, read_progress
+from strongreg.checkpoint import Progress, check_key, check_neighbours, read_progress, warn_of_changes
 from strongreg.counts import StepCounts
 from strongreg.decision import BeforeStep, Decision, decide, history_record, measure
 from strongreg.devices import Constants, reading_is_free
 from strongreg.gates import CoherenceGate, Gate
 from strongreg.groups import PenaltySpec, Target, inverse_std_scales, select_targets
 from strongreg.history import History
-from strongreg.imposition import add_gradients, shrink, warn_of_lost_shrinkage
+from strongreg.imposition import add_gradients, check_strengths, shrink, warn_of_lost_shrinkage
 from strongreg.optimizers import (
     GroupIndex,
     StepArguments,
@@ -65,6 +65,10 @@ class Regularizer:
     gradient of its *first* evaluation is the one that is measured: LBFGS evaluates it many times at trial points, and
     the first is at the weights the step starts from. In gradient mode with LBFGS every evaluation carries the penalty,
     in the gradient and in the loss, so that the line search sees one consistent function.
+
+    A limit of gradient mode: with a GradScaler and a fused optimizer the penalty is added to scaled gradients. Where
+    they are float16, as the weights, the sum may overflow after the scaler has looked for infinities, and the step is
+    not skipped: keep the weights in float32 (autocast computes in float16 all the same), or use proximal mode.
 
     Args:
         model: the network. Its parameters are looked up once, here.
@@ -116,8 +120,6 @@ class Regularizer:
         gate = CoherenceGate() if gate is None else gate
         schedule = Constant() if schedule is None else schedule
         self._set_settings(Settings(gate, schedule, mode, strength_scale, coherence_of))
-        self.targets: list[Target] = []
-        self.history = History([], history_every)
         self._optimizer: Optimizer | None = None
         self._key = ""
         self._handles: list[Any] = []
@@ -127,22 +129,28 @@ class Regularizer:
         self._frozen: list[Tensor] = []
         self._num_calls = 0  # on the host: the number of steps, or more if a GradScaler made the device skip some
         self._loaded: Progress | None = None
-        self._set_targets(select_targets(model, penalty))
+        self.targets = select_targets(model, penalty)
+        self.history = History([t.name for t in self.targets], history_every)
+        self._index = GroupIndex(self.targets)
+        self._scales: list[float] | None = None
+        self._counts = StepCounts(len(self.targets))
+        self._zero_masks = ZeroMasks(len(self.targets))
+        self._constant = Constants()
 
     def _set_settings(self, settings: Settings) -> None:
         self.gate, self.schedule, self.mode = settings.gate, settings.schedule, settings.mode
         self.strength_scale, self.coherence_of = settings.strength_scale, settings.coherence_of
 
-    def _set_targets(self, targets: list[Target]) -> None:
-        if [t.param for t in self.targets] == [t.param for t in targets]:
-            return
-        self.targets = targets
-        self.history = History([t.name for t in targets], self.history.every)
-        self._index = GroupIndex(targets)
-        self._scales: list[float] | None = None
-        self._counts = StepCounts(len(targets))
-        self._zero_masks = ZeroMasks(len(targets))
-        self._constant = Constants()
+    def _keep(self, rows: list[int]) -> None:
+        """Leave out the targets that an optimizer does not hold; what is known of the others stays."""
+        if len(rows) < len(self.targets):
+            self.targets = [self.targets[i] for i in rows]
+            self._index = GroupIndex(self.targets)
+            self.history, self._counts = self.history.select(rows), self._counts.select(rows)
+            self._zero_masks = self._zero_masks.select(rows)
+
+    def _relative_strengths(self, targets: list[Target]) -> list[float]:
+        return inverse_std_scales(targets) if self.strength_scale == "inverse_std" else [1.0] * len(targets)
 
     def __repr__(self) -> str:
         """The parts, and where it is attached."""
@@ -172,7 +180,8 @@ class Regularizer:
         Raises:
             TypeError: it is not a torch optimizer, its parameter groups have no learning rate, or the key is no string.
             ValueError: the optimizer does not hold a penalized parameter, another Regularizer on it penalizes the same
-                parameter or has the same key, torch uses the key itself, or SGD's momentum is not below 1.
+                parameter or has the same key, torch uses the key itself, SGD's momentum is not below 1, or a strength
+                is infinite in the precision of its parameter.
             RuntimeError: this object is attached already.
         """
         optimizer = unwrap(optimizer)
@@ -181,16 +190,16 @@ class Regularizer:
         check_key(key)
         targets = held_targets(self.targets, optimizer)
         neighbours = _attached.setdefault(optimizer, weakref.WeakSet())
-        for other in neighbours:
-            other._check_compatible(targets, key)
+        check_neighbours(targets, key, [(other.targets, other._key) for other in neighbours])
         step_sizes = [effective_step_size(optimizer, group) for group in GroupIndex(targets).groups(optimizer)]
         warn_of_weight_decay(targets, optimizer)
-        self._set_targets(targets)
-        if self._scales is None:
-            inverse = self.strength_scale == "inverse_std"
-            self._scales = inverse_std_scales(targets) if inverse else [1.0] * len(targets)
+        rows = [i for i, t in enumerate(self.targets) if any(t is held for held in targets)]
+        scales = [self._scales[i] for i in rows] if self._scales else self._relative_strengths(targets)
+        check_strengths(targets, scales)
+        self._keep(rows)
+        self._scales = scales
         if self.mode == "proximal":
-            warn_of_lost_shrinkage(targets, self._scales, step_sizes)
+            warn_of_lost_shrinkage(targets, scales, step_sizes)
         neighbours.add(self)
         self._optimizer, self._key = optimizer, key
         self._handles = [
@@ -209,18 +218,6 @@ class Regularizer:
         if self._optimizer is not None:
             _attached.get(self._optimizer, weakref.WeakSet()).discard(self)
         self._handles, self._optimizer, self._nesting = [], None, StepNesting()
-
-    def _check_compatible(self, targets: list[Target], key: str) -> None:
-        mine = {id(t.param) for t in self.targets}
-        shared = [t.name for t in targets if id(t.param) in mine]
-        if shared:
-            raise ValueError(
-                f"another Regularizer on this optimizer penalizes {shared} already: detach it, or exclude them from one"
-            )
-        if key == self._key:
-            raise ValueError(
-                f"another Regularizer on this optimizer has the key {key!r}: pass another attach(..., key=)"
-            )
 
     # ------------------------------------------------------------------ what to read
 
@@ -283,8 +280,8 @@ class Regularizer:
             state: what :meth:`state_dict` returned.
 
         Raises:
-            ValueError: the state is of another version, for other parameters, or for parts of other classes; nothing is
-                changed then.
+            ValueError: the state is damaged, of another version, for other parameters, or for parts of other classes;
+                nothing is changed then.
         """
         self._continue_from(self._read(state))
 
@@ -299,23 +296,25 @@ class Regularizer:
 
     def _read(self, state: dict[str, Any]) -> Progress:
         """Read a saved state without changing anything."""
-        saved = state.get("penalties", {})
-        # attached, the run left out frozen parameters that its optimizer does not hold; this object learns it later
-        unattached = self._optimizer is None
-        targets = [t for t in self.targets if t.name in saved or t.param.requires_grad or not unattached]
-        return read_progress(state, self._settings(), targets)
+        attached = self._optimizer is not None
+        progress = read_progress(state, self._settings(), self.targets, attached=attached)
+        if attached:
+            check_strengths(progress.targets, progress.scales or [1.0] * len(progress.targets))
+        return progress
 
     def _continue_from(self, progress: Progress) -> None:
         kept = {t.name for t in progress.targets}
+        scales_fit = len(kept) == len(self.targets) and progress.settings.strength_scale == self.strength_scale
         self.targets = [t for t in self.targets if t.name in kept]
-        before, now = self._progress().hyperparameters(), progress.hyperparameters()
+        before = self._progress().hyperparameters()
         self._set_settings(progress.settings)
         self.targets, self._index, self.history = progress.targets, GroupIndex(progress.targets), progress.history
-        self._scales = self._scales if progress.scales is None else progress.scales
+        if progress.scales is not None or self._scales is None:
+            self._scales = progress.scales
+        elif not scales_fit:  # saved before the first attachment, while this object has had its own
+            self._scales = self._relative_strengths(progress.targets)
         self._counts, self._num_calls, self._zero_masks = progress.counts, progress.num_calls, progress.zero_masks
-        changed = [f"{name} was {value}, is now {now[name]}" for name, value in before.items() if value != now[name]]
-        if changed:
-            warn(f"the saved hyper-parameters replace those of this Regularizer: {'; '.join(changed)}")
+        warn_of_changes(before, progress.hyperparameters())
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle and deepcopy keep everything but the attachment."""

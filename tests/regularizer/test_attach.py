@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import gc
 import pickle
+import re
 import weakref
 
 import pytest
@@ -350,3 +351,65 @@ def test_advice_speaks_of_zeros_only_where_a_penalty_that_makes_them_was_at_work
 def test_advice_on_a_refit_looks_at_the_steps_before_it():
     assert _summary_of(L1(1e-3), schedule=Refit(1), steps=200).advice == ""
     assert "acted at 0.0%" in _summary_of(L1(1e-3), Delay(5), schedule=Refit(1)).advice
+
+
+@dataclasses.dataclass(frozen=True)
+class _ClosedFrom(Gate):
+    start: int
+
+    def is_open(self, coherence, step):
+        return (step < self.start).expand_as(coherence)
+
+
+@pytest.mark.parametrize("through_a_state", [False, True])
+def test_an_optimizer_that_holds_fewer_parameters_keeps_what_is_known_of_them(through_a_state):
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    options = {"gate": _ClosedFrom(3), "schedule": Refit(100), "strength_scale": "inverse_std"}
+    optimizer = _sgd(model, lr=0.02)
+    reg = Regularizer(model, L1(0.2), **options).attach(optimizer)
+    for _ in range(5):
+        _step(model, optimizer)
+    model[1].requires_grad_(False)
+    reg.detach()
+    before = reg.state_dict()
+    coherence, total = reg.history.per_layer("coherence"), reg.history["coherence"]
+    assert {"0.weight", "1.weight"} <= set(before["zero_masks"])
+    if through_a_state:
+        model[1].requires_grad_(True)
+        reg = Regularizer(model, L1(0.2), **options)
+        reg.load_state_dict(before)
+        model[1].requires_grad_(False)
+    reg.attach(torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.02))
+    after = reg.state_dict()
+    assert [t.name for t in reg.targets] == reg.history.layers == ["0.weight", "2.weight"]
+    assert after["scales"] == [before["scales"][0], before["scales"][2]]
+    assert after["counts"]["num_open"] == [3, 3]
+    assert (reg.num_steps, after["num_calls"]) == (5, 5)
+    assert reg.history.per_layer("coherence").tolist() == coherence[:, [0, 2]].tolist()
+    assert reg.history["coherence"].tolist() == total.tolist()
+    assert set(after["zero_masks"]) == set(before["zero_masks"]) - {"1.weight"}
+    assert all(torch.equal(after["zero_masks"][name], before["zero_masks"][name]) for name in after["zero_masks"])
+    _step(model, reg._optimizer)
+    assert len(reg.summary().layers) == 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "strength"),
+    [(torch.float32, 1e300), (torch.float16, 1e39), (torch.bfloat16, 3.5e38), (torch.float64, 1e308)],
+    ids=str,
+)
+@pytest.mark.parametrize("make", [L1, L2, GroupL2], ids=lambda make: make.__name__)
+def test_a_strength_that_is_infinite_in_the_weights_precision_is_refused_by_name(make, dtype, strength):
+    model = _net().to(dtype)
+    with torch.no_grad():
+        model[2].weight.mul_(1e-2)  # of the larger relative strength
+    optimizer = _sgd(model)
+    scale = "inverse_std" if dtype == torch.float64 else "uniform"
+    reg = Regularizer(model, {"2.weight": make(strength), "0.weight": L1(0.0)}, strength_scale=scale)
+    with pytest.raises(
+        ValueError, match=rf"{make.__name__}.*on parameter .2.weight.*strength {re.escape(f'{strength:g}')}.*lower the"
+    ):
+        reg.attach(optimizer)
+    assert "strongreg" not in optimizer.state_dict()
+    assert reg.state_dict()["scales"] is None
+    Regularizer(model, make(1e30)).attach(optimizer)
