@@ -169,3 +169,14 @@ def test_the_list_of_layers_is_copied():
     history = History(layers)
     layers.append("more")
     assert history.layers == LAYERS
+
+
+def test_some_of_the_layers_can_be_selected_and_go_on():
+    history = _filled(300)
+    kept = history.select([1])
+    assert kept.layers == ["fc.weight"]
+    for quantity in QUANTITIES:
+        np.testing.assert_array_equal(kept.per_layer(quantity), history.per_layer(quantity)[:, 1:])
+        np.testing.assert_array_equal(kept[quantity], history[quantity])
+    kept.append(_record(300)[1:], torch.tensor(300))
+    assert (len(kept), len(history)) == (301, 300)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,6 +23,7 @@ from strongreg import (
     GroupL2,
     LinearRamp,
     Refit,
+    Regularizer,
     SparseGroup,
 )
 from strongreg.hyperparameters import describe, restore
@@ -106,3 +109,71 @@ def test_restoring_does_not_change_the_saved_data():
 def test_something_else_than_a_dataclass_is_an_error(part):
     with pytest.raises(TypeError, match=r"cannot be saved: .* decorate its class with @dataclass\(frozen=True\)"):
         describe(part)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Any:
+    """A part of the user's."""
+
+    inner: object = None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"a": 1}, {1, 2}, torch.ones(2), object(), [1, 2], 1j, b"x", (1, {"a": 1})],
+    ids=lambda v: type(v).__name__,
+)
+def test_a_field_that_is_no_plain_data_is_an_error_that_names_it(value):
+    with pytest.raises(TypeError, match=r"_Any\(inner=.*cannot be saved: .* numbers, strings, None"):
+        describe(_Any(value))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        (L1(0.1), Delay(3)),
+        (1, L1(0.1), "a", None, True),
+        ((Refit(3, before=LinearRamp(5)),), 2.0),
+        (),
+        ((1, 2), (3,)),
+        None,
+    ],
+    ids=repr,
+)
+def test_tuples_of_parts_are_described_and_restored(value):
+    described = describe(_Any(value))
+    assert json.loads(json.dumps(described)) == described
+    buffer = io.BytesIO()
+    torch.save(described, buffer)
+    buffer.seek(0)
+    assert restore(_Any(value), torch.load(buffer, weights_only=True)) == _Any(value)
+
+
+def test_another_tuple_of_parts_is_an_error():
+    saved = describe(_Any((L1(0.1), L2(0.1))))
+    assert restore(_Any((L1(0.3), L2(0.4))), saved) == _Any((L1(0.1), L2(0.1)))
+    with pytest.raises(ValueError, match="the saved state holds 2 parts"):
+        restore(_Any((L1(0.3),)), saved)
+    with pytest.raises(ValueError, match="is for L2, but this Regularizer was built with L1"):
+        restore(_Any((L1(0.3), L1(0.3))), saved)
+
+
+def test_numbers_of_numpy_become_plain_ones():
+    described = describe(_Any((np.float32(0.5), np.int64(3))))
+    assert [type(entry) for entry in described["inner"]] == [float, int]
+
+
+def test_what_cannot_be_saved_is_refused_when_the_regularizer_is_built():
+    @dataclasses.dataclass(frozen=True)
+    class Listed(AlwaysOpen):
+        layers: object = None
+
+    @dataclasses.dataclass(frozen=True)
+    class Tabled(L1):
+        table: object = None
+
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(TypeError, match=r"Listed\(layers=\{'a': 1\}\) cannot be saved"):
+        Regularizer(model, L1(0.1), gate=Listed({"a": 1}))
+    with pytest.raises(TypeError, match=r"Tabled\(table=tensor.*cannot be saved"):
+        Regularizer(model, Tabled(0.1, torch.ones(1)))

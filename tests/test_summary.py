@@ -99,18 +99,17 @@ def test_a_summary_is_an_immutable_value():
 
 
 @pytest.mark.parametrize(
-    ("open_fraction", "num_before_refit", "zeros_moved", "words"),
+    ("opened", "zeros_moved", "words"),
     [
-        (0.5, 100, False, ""),
-        (0.5, 100, True, "finish the run with schedule=Refit"),
-        (0.005, 100, True, "acted at 0.5% of the steps"),
-        (0.005, 1, False, ""),  # the only step that was not refit
-        (0.0, 1, False, "acted at 0.0% of the steps"),
+        (0.5, False, ""),
+        (0.5, True, "finish the run with schedule=Refit"),
+        (0.005, True, "acted at 0.5% of the steps"),
+        (0.0, False, "acted at 0.0% of the steps"),
+        (math.nan, False, ""),  # no step at which the penalty might have acted
     ],
 )
-def test_advice_looks_at_the_steps_before_the_refit(open_fraction, num_before_refit, zeros_moved, words):
-    row = dataclasses.replace(CONV, open_fraction=open_fraction)
-    advice = advise((row,), 100, num_before_refit, zeros_moved=zeros_moved)
+def test_advice_looks_at_the_steps_at_which_the_penalty_might_act(opened, zeros_moved, words):
+    advice = advise(opened, zeros_moved=zeros_moved)
     assert words in advice
     assert bool(words) == bool(advice)
-    assert str(Summary((row,), 100, 0, advice)).endswith(advice or "100 steps")
+    assert str(Summary((CONV,), 100, 0, advice)).endswith(advice or "100 steps")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from strongreg.history import History
 from strongreg.hyperparameters import describe, restore
 from strongreg.refit import ZeroMasks
 from strongreg.settings import Settings
+from strongreg.warning import warn
 
 _VERSION = 1
 _KEYS_OF_TORCH = ("state", "param_groups")
@@ -68,13 +70,15 @@ class Progress:
         }
 
 
-def read_progress(state: dict[str, Any], settings: Settings, targets: Sequence[Target]) -> Progress:
+def read_progress(state: dict[str, Any], settings: Settings, targets: Sequence[Target], *, attached: bool) -> Progress:
     """Read a saved state.
 
     Args:
         state: what :meth:`Progress.state_dict` returned.
         settings: those of the object that is to continue; the saved ones are parts of the same classes.
         targets: its penalized parameters.
+        attached: whether it is attached. If not, it does not know yet which frozen parameters its optimizer does not
+            hold; the saved run may have left them out.
 
     Returns:
         All that was saved.
@@ -82,11 +86,15 @@ def read_progress(state: dict[str, Any], settings: Settings, targets: Sequence[T
     Raises:
         ValueError: the state is damaged, of another version, for other parameters, or for parts of other classes.
     """
+    if not isinstance(state, dict):
+        raise ValueError(f"the saved state of the Regularizer is damaged: a dictionary is wanted, got {state!r}")
     if state.get("version") != _VERSION:
         raise ValueError(f"the saved state has version {state.get('version')!r}, this strongreg reads {_VERSION}")
     try:
+        if not attached:
+            targets = [t for t in targets if t.name in state["penalties"] or t.param.requires_grad]
         return _read(state, settings, targets)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"the saved state of the Regularizer is damaged ({type(error).__name__}: {error})") from error
 
 
@@ -114,9 +122,39 @@ def _read(state: dict[str, Any], settings: Settings, targets: Sequence[Target]) 
     zero_masks = ZeroMasks(len(targets))
     zero_masks.load_state_dict(targets, state["zero_masks"])
     scales = state["scales"]
-    if scales is not None and len(scales) != len(targets):
-        raise ValueError(f"the saved state holds {len(scales)} relative strengths for {len(targets)} parameters")
-    return Progress(settings, targets, scales, counts, int(state["num_calls"]), zero_masks, history)
+    if scales is not None and (len(scales) != len(targets) or not all(map(_is_strength, scales))):
+        raise ValueError(
+            f"the saved state of the Regularizer is damaged: {scales} are no relative strengths of "
+            f"{len(targets)} parameters"
+        )
+    num_calls = state.get("num_calls", state["counts"]["step"])  # a state from before the entry existed
+    if type(num_calls) is not int or num_calls < 0:
+        raise ValueError(f"the saved state of the Regularizer is damaged: it holds num_calls={num_calls!r}")
+    return Progress(
+        settings,
+        targets,
+        None if scales is None else [float(scale) for scale in scales],
+        counts,
+        num_calls,
+        zero_masks,
+        history,
+    )
+
+
+def _is_strength(number: Any) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number < math.inf
+
+
+def warn_of_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Warn where a loaded state has replaced hyper-parameters.
+
+    Args:
+        before: :meth:`Progress.hyperparameters` until now.
+        now: those that were saved.
+    """
+    changed = [f"{name} was {value}, is now {now[name]}" for name, value in before.items() if value != now[name]]
+    if changed:
+        warn(f"the saved hyper-parameters replace those of this Regularizer: {'; '.join(changed)}")
 
 
 def check_key(key: str) -> None:
@@ -133,3 +171,27 @@ def check_key(key: str) -> None:
         raise TypeError(f"attach(key={key!r}): key must be a string, the name of an entry of optimizer.state_dict()")
     if not key or key in _KEYS_OF_TORCH:
         raise ValueError(f"attach(key={key!r}): torch keeps its own state there; choose another name")
+
+
+def check_neighbours(targets: Sequence[Target], key: str, neighbours: Sequence[tuple[Sequence[Target], str]]) -> None:
+    """Check that Regularizers on one optimizer do not get into one another's way.
+
+    Args:
+        targets: what the newcomer penalizes.
+        key: where it keeps its state.
+        neighbours: the same of each of the others.
+
+    Raises:
+        ValueError: another one penalizes the same parameter or has the same key.
+    """
+    for theirs, their_key in neighbours:
+        taken = {id(t.param) for t in theirs}
+        shared = [t.name for t in targets if id(t.param) in taken]
+        if shared:
+            raise ValueError(
+                f"another Regularizer on this optimizer penalizes {shared} already: detach it, or exclude them from one"
+            )
+        if key == their_key:
+            raise ValueError(
+                f"another Regularizer on this optimizer has the key {key!r}: pass another attach(..., key=)"
+            )

@@ -31,7 +31,7 @@ def inner_products(
     at unit length.
 
     Args:
-        gradient: :math:`g`, any shape and memory layout.
+        gradient: :math:`g`, any shape, memory layout and floating-point dtype.
         penalty_gradient: :math:`\lambda r`, same shape.
         gradient_sq: :math:`A` where it is known already, 0-d.
 
@@ -40,7 +40,8 @@ def inner_products(
     """
     gradient_sq = squared_norm(gradient) if gradient_sq is None else gradient_sq
     penalty_sq = squared_norm(penalty_gradient)
-    g, r = _flat(gradient), _flat(penalty_gradient)
+    dtype = torch.promote_types(gradient.dtype, penalty_gradient.dtype)  # a gradient's need not be the weight's
+    g, r = _flat(gradient.to(dtype)), _flat(penalty_gradient.to(dtype))
     if _is_safe(gradient_sq) and _is_safe(penalty_sq):
         return gradient_sq, torch.dot(g, r).to(penalty_sq.dtype), penalty_sq
     to_unit = penalty_sq.sqrt().clamp(min=_SMALLEST_NORM).reciprocal()

@@ -11,7 +11,7 @@ from torch import Tensor
 from strongreg.coherence import coherence, inner_products, squared_norm
 from strongreg.gates import Gate
 from strongreg.groups import Target
-from strongreg.precision import scalar_dtype
+from strongreg.precision import at_least_float32, scalar_dtype
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Decision:
     Args:
         multipliers: factor on the strength of each tensor, 0 where its gate is closed, shape (K,).
         opened: whether the penalty acts on each tensor, shape (K,), boolean.
+        allowed: whether it might have acted at all: outside a refit, and with a gradient, shape (K,), boolean.
         nonfinite: whether the loss gradient holds NaN or infinity, 0-d boolean.
         skipped: whether the optimizer will leave the weights alone, 0-d boolean.
         record: the row for the history, shape (K + 1, 5), or None.
@@ -64,6 +65,7 @@ class Decision:
 
     multipliers: Tensor
     opened: Tensor
+    allowed: Tensor
     nonfinite: Tensor
     skipped: Tensor
     record: Tensor | None
@@ -113,7 +115,7 @@ def measure(
         if pull is None:
             rows += [zero, zero, zero]
             continue
-        products = inner_products(pull, target.penalty.subgradient(weight), square)
+        products = inner_products(pull, target.penalty.subgradient(at_least_float32(weight)), square)
         own_sq, cross, penalty_sq = (product.to(device=device, dtype=dtype) for product in products)
         if isinstance(factor, Tensor):
             factor = factor.to(device=device, dtype=dtype).reshape(())
@@ -146,7 +148,7 @@ def decide(
     opened = (gate.is_open(deciding, step) & ~deciding.isnan()).expand_as(by_layer)
     # a penalty whose schedule is at 0 does not act: its zeros move as at a closed gate
     opened = opened & (multipliers > 0) & allowed & ~nonfinite & ~before.skipped
-    decision = Decision(torch.where(opened, multipliers, 0.0), opened, nonfinite, before.skipped, None)
+    decision = Decision(torch.where(opened, multipliers, 0.0), opened, allowed, nonfinite, before.skipped, None)
     return decision, by_layer, overall
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from strongreg.hyperparameters import describe
 from strongreg.penalties import Penalty
 from strongreg.warning import warn
 
@@ -66,7 +67,7 @@ def select_targets(model: nn.Module, penalty: PenaltySpec) -> list[Target]:
 
     Args:
         model: any network. A parameter shared by several modules counts once and answers to all its names. What
-            ``torch.compile`` and data parallelism add to the names does not count.
+            ``torch.compile`` and data parallelism add to the names does not count; patterns may name it all the same.
         penalty: one penalty, for the trainable parameters of two or more dimensions outside normalization and embedding
             modules; or a mapping from name pattern to penalty or None. A pattern is a shell-style wildcard on the full
             name ("features.*.weight") or a compiled regular expression that must match the full name. The first match
@@ -76,8 +77,8 @@ def select_targets(model: nn.Module, penalty: PenaltySpec) -> list[Target]:
         One target per penalized parameter.
 
     Raises:
-        TypeError: the model, a pattern or a penalty is of the wrong type, or a penalized parameter is complex or not
-            initialized yet.
+        TypeError: the model, a pattern or a penalty is of the wrong type, a penalty cannot be saved, or a penalized
+            parameter is complex or not initialized yet.
         ValueError: a pattern decides for no parameter, nothing is penalized at all, or a penalty does not fit a shape.
     """
     if not isinstance(model, nn.Module):
@@ -103,11 +104,12 @@ def select_targets(model: nn.Module, penalty: PenaltySpec) -> list[Target]:
 
 
 def _candidates(model: nn.Module) -> list[_Candidate]:
-    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        model = model.module
+    parallel: set[str] = set()
     found: dict[nn.Parameter, _Candidate] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         owner = _owner(model, prefix, module)
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            parallel.add(f"{prefix}.module" if prefix else "module")  # a parent comes before its children
         for local_name, param in module.named_parameters(recurse=False, remove_duplicate=False):
             name = f"{prefix}.{local_name}" if prefix else local_name
             lazy = isinstance(param, nn.parameter.UninitializedParameter)
@@ -115,7 +117,7 @@ def _candidates(model: nn.Module) -> list[_Candidate]:
                 by_default = param.requires_grad and (lazy or param.dim() >= 2)
                 found[param] = _Candidate([], param, by_default)
             candidate = found[param]
-            candidate.names += dict.fromkeys((_unwrapped_name(name), name))
+            candidate.names += dict.fromkeys((_unwrapped_name(name, parallel), name))
             candidate.by_default = candidate.by_default and not isinstance(owner, _NOT_PENALIZED)
             if isinstance(owner, _TRANSPOSED):
                 candidate.output_dim, candidate.output_is_split = 1, owner.groups > 1
@@ -129,9 +131,14 @@ def _owner(model: nn.Module, prefix: str, module: nn.Module) -> nn.Module:
     return module
 
 
-def _unwrapped_name(name: str) -> str:
-    """The name without what torch.compile and other wrappers add, so that patterns and saved states fit both."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+def _unwrapped_name(name: str, parallel: set[str]) -> str:
+    """The name without what torch.compile and other wrappers add, so that patterns and saved states fit both.
+
+    A module of the user's may be called "module": of data parallelism, it is known by its place.
+    """
+    parts = name.split(".")
+    places = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    return ".".join(p for p, place in zip(parts, places, strict=True) if p not in _WRAPPERS and place not in parallel)
 
 
 def _match(
@@ -206,6 +213,7 @@ def _bind(candidate: _Candidate, penalty: Penalty, *, by_pattern: bool) -> Targe
             f"exclude it with {{{name!r}: None}}"
         )
     try:
+        describe(bound)  # refuse what could not be saved
         bound.check_shape(param.shape)
     except ValueError as error:
         raise ValueError(f"{penalty!r} does not fit parameter {name!r}: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -121,6 +122,20 @@ class History:
             self._records.append(records[taken])
         self._num_in_block = 0
 
+    def select(self, rows: Sequence[int]) -> History:
+        """The records of some of the layers; those of the whole network stay what they were when they were taken.
+
+        Args:
+            rows: positions of the layers.
+
+        Returns:
+            A new history.
+        """
+        kept = History([self.layers[i] for i in rows], self.every)
+        state = self.state_dict()
+        kept.load_state_dict({**state, "records": state["records"][:, [*rows, -1]]})
+        return kept
+
     def state_dict(self) -> dict[str, Any]:
         """The records as tensors.
 
@@ -136,16 +151,23 @@ class History:
             state: what ``state_dict`` returned, for the same layers.
 
         Raises:
-            ValueError: the records are for another number of layers.
+            ValueError: the records are for another number of layers, not one for each step, or no numbers.
         """
+        steps, records = state["steps"], state["records"]
         expected = (len(self.layers) + 1, len(QUANTITIES))
-        if tuple(state["records"].shape[1:]) != expected:
+        if tuple(records.shape[1:]) != expected:
             raise ValueError(
-                f"the saved history holds records of shape {tuple(state['records'].shape[1:])}, expected {expected}"
+                f"the saved history holds records of shape {tuple(records.shape[1:])}, expected {expected}"
+            )
+        numbers_fit = steps.dtype == torch.int64 and records.is_floating_point()
+        if not numbers_fit or tuple(steps.shape) != tuple(records.shape[:1]):
+            raise ValueError(
+                f"the saved history holds steps of shape {tuple(steps.shape)} and {steps.dtype} for records of shape "
+                f"{tuple(records.shape)} and {records.dtype}"
             )
         self._num_in_block = 0
-        self._steps = [state["steps"].to("cpu", copy=True)]
-        self._records = [state["records"].to("cpu", copy=True)]
+        self._steps = [steps.to("cpu", copy=True)]
+        self._records = [records.to("cpu", torch.float32, copy=True)]
 
     def _column(self, quantity: Quantity) -> npt.NDArray[np.float32]:
         if quantity not in QUANTITIES:

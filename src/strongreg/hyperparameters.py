@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
@@ -18,7 +19,7 @@ def describe(part: Any) -> dict[str, Any]:
         ``{"class": name, field: value, ...}``; tuples become lists, parts are described in turn.
 
     Raises:
-        TypeError: ``part`` is not a dataclass instance, or holds more than its fields.
+        TypeError: ``part`` is not a dataclass instance, holds more than its fields, or a field holds something else.
     """
     if not dataclasses.is_dataclass(part) or isinstance(part, type):
         raise TypeError(
@@ -33,7 +34,7 @@ def describe(part: Any) -> dict[str, Any]:
         )
     return {
         "class": type(part).__name__,
-        **{f.name: _plain(getattr(part, f.name)) for f in dataclasses.fields(part) if f.init},
+        **{f.name: _plain(part, f.name, getattr(part, f.name)) for f in dataclasses.fields(part) if f.init},
     }
 
 
@@ -60,13 +61,34 @@ def restore(part: _T, saved: dict[str, Any]) -> _T:
     return dataclasses.replace(part, **fields)  # type: ignore[type-var]
 
 
-def _plain(value: Any) -> Any:
+def _plain(owner: Any, name: str, value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return describe(value)
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return [_plain(owner, name, entry) for entry in value]
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    # numbers of numpy would not load from a checkpoint with weights_only=True
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise TypeError(
+        f"{type(owner).__name__}({name}={value!r}) cannot be saved: the fields of penalties, gates and schedules are "
+        f"numbers, strings, None, other such parts and tuples of them, not {type(value).__name__}"
+    )
 
 
 def _restore_field(current: Any, saved: Any) -> Any:
     if isinstance(saved, dict):
         return restore(current, saved)
-    return tuple(saved) if isinstance(saved, list) else saved
+    if not isinstance(saved, list):
+        return saved
+    if not any(isinstance(entry, dict | list) for entry in saved):
+        return tuple(saved)
+    if not isinstance(current, tuple) or len(current) != len(saved):
+        raise ValueError(
+            f"the saved state holds {len(saved)} parts where this Regularizer was built with {current!r}: build it "
+            "with the same parts"
+        )
+    return tuple(_restore_field(now, entry) for now, entry in zip(current, saved, strict=True))

@@ -22,6 +22,8 @@ def add_gradients(
 ) -> None:
     """Add each penalty's gradient to ``.grad``; a parameter without gradient is left alone.
 
+    It is written in place, but where ``.grad`` is an expanded tensor, whose entries share memory: that one is replaced.
+
     Args:
         targets: the K penalized parameters.
         multipliers: factor on the strength of each, 0 where its gate is closed, K entries.
@@ -32,7 +34,11 @@ def add_gradients(
         if target.param.grad is None or _is_zero(multiplier):
             continue
         added = target.penalty.subgradient(target.param) * (sign * multiplier)
-        target.param.grad.add_(added if scale is None else added * scale.to(added.device))
+        added = added if scale is None else added * scale.to(added.device)
+        if _overlaps_itself(target.param.grad):
+            target.param.grad = target.param.grad + added.to(target.param.grad.dtype)
+        else:
+            target.param.grad.add_(added)
 
 
 def shrink(target: Target, multiplier: Multiplier, step_size: float | Tensor) -> None:
@@ -41,8 +47,12 @@ def shrink(target: Target, multiplier: Multiplier, step_size: float | Tensor) ->
     Args:
         target: the penalized parameter.
         multiplier: factor on its strength; at 0 no bit changes.
-        step_size: effective step size of the optimizer's step.
+        step_size: effective step size of the optimizer's step; one that a scheduler's rounding has left below 0 is 0.
     """
+    if isinstance(step_size, Tensor):
+        step_size = step_size.clamp(min=0)
+    elif step_size <= 0:
+        return
     if _is_zero(multiplier):
         return
     param = target.param
@@ -78,6 +88,31 @@ def warn_of_lost_shrinkage(
             "next number away, that is, not at all: keep the weights in float32 (autocast computes in half precision "
             "all the same), or raise strength or learning rate"
         )
+
+
+def check_strengths(targets: Sequence[Target], scales: Sequence[float]) -> None:
+    """Check that every strength is a number that can be computed with.
+
+    Args:
+        targets: the K penalized parameters.
+        scales: relative strength of each, K entries.
+
+    Raises:
+        ValueError: a strength is infinite in the precision of its parameter: the penalty would be NaN, not strong.
+    """
+    for target, scale in zip(targets, scales, strict=True):
+        dtype = torch.float32 if is_half(target.param.dtype) else target.param.dtype
+        largest = torch.finfo(dtype).max
+        if not target.penalty.strength * scale <= largest:
+            raise ValueError(
+                f"{target.penalty!r} on parameter {target.name!r}: the strength {target.penalty.strength:g} times the "
+                f"tensor's relative strength {scale:g} is beyond {largest:.2g}, the largest number in {dtype}, in "
+                "which this penalty is computed; lower the strength"
+            )
+
+
+def _overlaps_itself(tensor: Tensor) -> bool:
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def _is_zero(multiplier: Multiplier) -> bool:

@@ -16,6 +16,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from strongreg.decision import BeforeStep, squared_norms
+from strongreg.devices import reading_is_free
 from strongreg.groups import Target
 from strongreg.optimizers import Group, effective_step_size, gradient_sign, loss_scale, step_is_skipped
 
@@ -47,7 +48,12 @@ def look_before_step(
                 f"exclude it with {{{target.name!r}: None}} in the mapping of penalties"
             )
     gradient_sq = squared_norms(grads, device)
-    finite = torch.isfinite(gradient_sq.sum()) & _others_are_finite(targets, optimizer, device)
+    others = _largest_of_the_others(targets, optimizer, device)
+    finite = torch.isfinite(gradient_sq.sum()) & torch.isfinite(others)
+    skipped = step_is_skipped(optimizer, device)
+    if _learning_rate_is_0(optimizer) and any(grad is not None for grad in grads):
+        # so torch.distributed.checkpoint makes an optimizer create its state: no weight moves
+        skipped = skipped | ((gradient_sq.sum() == 0) & (others == 0))
     scale = loss_scale(optimizer)
     if scale is not None:
         gradient_sq = gradient_sq / scale.to(device=device, dtype=gradient_sq.dtype).reshape(()).square()
@@ -55,22 +61,29 @@ def look_before_step(
     if copy:
         weights = [weight.clone() for weight in weights]
     has_gradient = [grad is not None for grad in grads]
-    return BeforeStep(weights, has_gradient, gradient_sq, finite, step_is_skipped(optimizer, device))
+    return BeforeStep(weights, has_gradient, gradient_sq, finite, skipped)
 
 
-def _others_are_finite(targets: Sequence[Target], optimizer: Optimizer, device: torch.device) -> Tensor:
-    """Whether the gradients that are not penalized (biases, normalization) are finite, 0-d boolean."""
+def _largest_of_the_others(targets: Sequence[Target], optimizer: Optimizer, device: torch.device) -> Tensor:
+    """The largest entry of the gradients that are not penalized (biases, normalization), 0-d."""
     penalized = {id(target.param) for target in targets}
     grads = [
         param.grad.coalesce().values() if param.grad.layout == torch.sparse_coo else param.grad
         for group in optimizer.param_groups
         for param in group["params"]
-        if id(param) not in penalized and param.grad is not None and param.grad.numel()
+        if id(param) not in penalized and param.grad is not None
     ]
+    grads = [grad for grad in grads if grad.numel()]  # of a sparse one the values: a batch may have looked nothing up
     if not grads:
-        return torch.ones((), dtype=torch.bool, device=device)
+        return torch.zeros((), device=device)
     # the largest entry, which cannot overflow as a sum of squares can
-    return torch.isfinite(get_total_norm(grads, math.inf)).to(device)
+    return get_total_norm(grads, math.inf).to(device)
+
+
+def _learning_rate_is_0(optimizer: Optimizer) -> bool:
+    """Whether it is 0 everywhere; False where to look would mean to wait for an accelerator."""
+    rates = [group["lr"] for group in optimizer.param_groups if "lr" in group]
+    return all((not isinstance(rate, Tensor) or reading_is_free(rate.device)) and float(rate) == 0 for rate in rates)
 
 
 def gradient_pulls(

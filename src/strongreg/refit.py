@@ -58,6 +58,19 @@ class ZeroMasks:
             zero if mask is None else zero | mask.to(zero.device) for zero, mask in zip(zeros, self._masks, strict=True)
         ]
 
+    def select(self, rows: Sequence[int]) -> ZeroMasks:
+        """The masks of some of the tensors.
+
+        Args:
+            rows: their positions.
+
+        Returns:
+            New masks.
+        """
+        kept = ZeroMasks(len(rows))
+        kept._masks = [self._masks[i] for i in rows]
+        return kept
+
     def state_dict(self, targets: Sequence[Target]) -> dict[str, Tensor]:
         """The masks that the weights do not show.
 
@@ -78,8 +91,11 @@ class ZeroMasks:
             state: what ``state_dict`` returned for the same parameters.
 
         Raises:
-            ValueError: a mask has another shape than its parameter.
+            ValueError: a mask has another shape than its parameter, is not boolean, or is of an unknown parameter.
         """
+        unknown = sorted(set(state) - {target.name for target in targets})
+        if unknown:
+            raise ValueError(f"there are saved zeros of {unknown}, which are not penalized")
         for target in targets:
             saved = state.get(target.name)
             if saved is not None and saved.shape != target.param.shape:
@@ -87,6 +103,8 @@ class ZeroMasks:
                     f"the saved zeros of {target.name!r} have shape {tuple(saved.shape)}, the parameter "
                     f"{tuple(target.param.shape)}: build the Regularizer on the same network"
                 )
+            if saved is not None and saved.dtype != torch.bool:
+                raise ValueError(f"the saved zeros of {target.name!r} have dtype {saved.dtype}: they must be boolean")
         found = [state.get(target.name) for target in targets]
         self._masks = [
             None if mask is None else mask.to(t.param.device, copy=True) for t, mask in zip(targets, found, strict=True)

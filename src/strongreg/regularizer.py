@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -12,16 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from strongreg.checkpoint import Progress, check_key, read_progress
+from strongreg.checkpoint import Progress, check_key, check_neighbours, read_progress, warn_of_changes
 from strongreg.counts import StepCounts
 from strongreg.decision import BeforeStep, Decision, decide, history_record, measure
 from strongreg.devices import Constants, reading_is_free
 from strongreg.gates import CoherenceGate, Gate
 from strongreg.groups import PenaltySpec, Target, inverse_std_scales, select_targets
 from strongreg.history import History
-from strongreg.imposition import add_gradients, shrink, warn_of_lost_shrinkage
+from strongreg.imposition import add_gradients, check_strengths, shrink, warn_of_lost_shrinkage
 from strongreg.optimizers import (
     GroupIndex,
+    StepArguments,
+    StepNesting,
     effective_step_size,
     follows_gradient,
     gradient_sign,
@@ -29,13 +32,14 @@ from strongreg.optimizers import (
     loss_scale,
     unwrap,
     warn_of_weight_decay,
+    with_closure,
 )
 from strongreg.precision import scalar_dtype
 from strongreg.pull import gradient_pulls, look_before_step, step_pulls
 from strongreg.refit import ZeroMasks
 from strongreg.schedules import Constant, Schedule
 from strongreg.settings import CoherenceOf, Mode, Settings, StrengthScale
-from strongreg.summary import Summary, SummaryRow, advise
+from strongreg.summary import Summary
 from strongreg.warning import warn
 
 _NONFINITE_CHECK_STEPS = 256
@@ -61,6 +65,10 @@ class Regularizer:
     gradient of its *first* evaluation is the one that is measured: LBFGS evaluates it many times at trial points, and
     the first is at the weights the step starts from. In gradient mode with LBFGS every evaluation carries the penalty,
     in the gradient and in the loss, so that the line search sees one consistent function.
+
+    A limit of gradient mode: with a GradScaler and a fused optimizer the penalty is added to scaled gradients. Where
+    they are float16, as the weights, the sum may overflow after the scaler has looked for infinities, and the step is
+    not skipped: keep the weights in float32 (autocast computes in float16 all the same), or use proximal mode.
 
     Args:
         model: the network. Its parameters are looked up once, here.
@@ -112,32 +120,37 @@ class Regularizer:
         gate = CoherenceGate() if gate is None else gate
         schedule = Constant() if schedule is None else schedule
         self._set_settings(Settings(gate, schedule, mode, strength_scale, coherence_of))
-        self.targets: list[Target] = []
-        self.history = History([], history_every)
         self._optimizer: Optimizer | None = None
         self._key = ""
         self._handles: list[Any] = []
+        self._nesting = StepNesting()
         self._before: BeforeStep | None = None
         self._decision: Decision | None = None
         self._frozen: list[Tensor] = []
         self._num_calls = 0  # on the host: the number of steps, or more if a GradScaler made the device skip some
         self._loaded: Progress | None = None
-        self._set_targets(select_targets(model, penalty))
+        self.targets = select_targets(model, penalty)
+        self.history = History([t.name for t in self.targets], history_every)
+        self._index = GroupIndex(self.targets)
+        self._scales: list[float] | None = None
+        self._counts = StepCounts(len(self.targets))
+        self._zero_masks = ZeroMasks(len(self.targets))
+        self._constant = Constants()
 
     def _set_settings(self, settings: Settings) -> None:
         self.gate, self.schedule, self.mode = settings.gate, settings.schedule, settings.mode
         self.strength_scale, self.coherence_of = settings.strength_scale, settings.coherence_of
 
-    def _set_targets(self, targets: list[Target]) -> None:
-        if [t.param for t in self.targets] == [t.param for t in targets]:
-            return
-        self.targets = targets
-        self.history = History([t.name for t in targets], self.history.every)
-        self._index = GroupIndex(targets)
-        self._scales: list[float] | None = None
-        self._counts = StepCounts(len(targets))
-        self._zero_masks = ZeroMasks(len(targets))
-        self._constant = Constants()
+    def _keep(self, rows: list[int]) -> None:
+        """Leave out the targets that an optimizer does not hold; what is known of the others stays."""
+        if len(rows) < len(self.targets):
+            self.targets = [self.targets[i] for i in rows]
+            self._index = GroupIndex(self.targets)
+            self.history, self._counts = self.history.select(rows), self._counts.select(rows)
+            self._zero_masks = self._zero_masks.select(rows)
+
+    def _relative_strengths(self, targets: list[Target]) -> list[float]:
+        return inverse_std_scales(targets) if self.strength_scale == "inverse_std" else [1.0] * len(targets)
 
     def __repr__(self) -> str:
         """The parts, and where it is attached."""
@@ -167,7 +180,8 @@ class Regularizer:
         Raises:
             TypeError: it is not a torch optimizer, its parameter groups have no learning rate, or the key is no string.
             ValueError: the optimizer does not hold a penalized parameter, another Regularizer on it penalizes the same
-                parameter or has the same key, torch uses the key itself, or SGD's momentum is not below 1.
+                parameter or has the same key, torch uses the key itself, SGD's momentum is not below 1, or a strength
+                is infinite in the precision of its parameter.
             RuntimeError: this object is attached already.
         """
         optimizer = unwrap(optimizer)
@@ -176,16 +190,16 @@ class Regularizer:
         check_key(key)
         targets = held_targets(self.targets, optimizer)
         neighbours = _attached.setdefault(optimizer, weakref.WeakSet())
-        for other in neighbours:
-            other._check_compatible(targets, key)
+        check_neighbours(targets, key, [(other.targets, other._key) for other in neighbours])
         step_sizes = [effective_step_size(optimizer, group) for group in GroupIndex(targets).groups(optimizer)]
         warn_of_weight_decay(targets, optimizer)
-        self._set_targets(targets)
-        if self._scales is None:
-            inverse = self.strength_scale == "inverse_std"
-            self._scales = inverse_std_scales(targets) if inverse else [1.0] * len(targets)
+        rows = [i for i, t in enumerate(self.targets) if any(t is held for held in targets)]
+        scales = [self._scales[i] for i in rows] if self._scales else self._relative_strengths(targets)
+        check_strengths(targets, scales)
+        self._keep(rows)
+        self._scales = scales
         if self.mode == "proximal":
-            warn_of_lost_shrinkage(targets, self._scales, step_sizes)
+            warn_of_lost_shrinkage(targets, scales, step_sizes)
         neighbours.add(self)
         self._optimizer, self._key = optimizer, key
         self._handles = [
@@ -203,19 +217,7 @@ class Regularizer:
             handle.remove()
         if self._optimizer is not None:
             _attached.get(self._optimizer, weakref.WeakSet()).discard(self)
-        self._handles, self._optimizer = [], None
-
-    def _check_compatible(self, targets: list[Target], key: str) -> None:
-        mine = {id(t.param) for t in self.targets}
-        shared = [t.name for t in targets if id(t.param) in mine]
-        if shared:
-            raise ValueError(
-                f"another Regularizer on this optimizer penalizes {shared} already: detach it, or exclude them from one"
-            )
-        if key == self._key:
-            raise ValueError(
-                f"another Regularizer on this optimizer has the key {key!r}: pass another attach(..., key=)"
-            )
+        self._handles, self._optimizer, self._nesting = [], None, StepNesting()
 
     # ------------------------------------------------------------------ what to read
 
@@ -245,18 +247,8 @@ class Regularizer:
         Returns:
             A :class:`strongreg.Summary`; ``print`` it for a table.
         """
-        steps = self.num_steps
-        shares = [count / steps if steps else math.nan for count in self._counts.num_open.tolist()]
-        rows = tuple(
-            SummaryRow(t.name, tuple(t.param.shape), t.param.numel(), int((t.param == 0).sum()), share)
-            for t, share in zip(self.targets, shares, strict=True)
-        )
-        num_before_refit = int(min(steps, self.schedule.refit_start))
-        makes_zeros = self.mode == "proximal" and any(t.penalty.has_exact_zeros for t in self.targets)
-        zeros_moved = makes_zeros and steps <= self.schedule.refit_start and not bool(self._counts.last_open.all())
-        can_act = num_before_refit > 0 and any(t.penalty.strength > 0 for t in self.targets)
-        advice = advise(rows, steps, num_before_refit, zeros_moved=zeros_moved) if can_act else ""
-        return Summary(rows, steps, self.num_nonfinite, advice)
+        makes_zeros = self.mode == "proximal" and self.num_steps <= self.schedule.refit_start
+        return self._counts.summary(self.targets, makes_zeros=makes_zeros)
 
     def _weighted_value(self, multipliers: Sequence[float | Tensor]) -> Tensor:
         device = self.targets[0].param.device
@@ -269,7 +261,7 @@ class Regularizer:
         """Everything a resumed run needs, as tensors and plain data (it loads with ``weights_only=True``).
 
         ``optimizer.state_dict()`` carries it already; this is for checkpointers that rebuild the optimizer's
-        dictionary.
+        dictionary and drop what they do not know (``torch.distributed.checkpoint``).
 
         Returns:
             A dictionary for :meth:`load_state_dict`.
@@ -279,14 +271,17 @@ class Regularizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken.
 
-        As with a torch optimizer, saved hyper-parameters replace those of this object; a difference is a warning.
+        As with a torch optimizer, saved hyper-parameters replace those of this object; a difference is a warning. Where
+        both are loaded by themselves, call this after the optimizer's: with ``torch.distributed.checkpoint`` after
+        ``set_optimizer_state_dict``, which takes a step of the optimizer to make it create its state. (Such a step, of
+        learning rate 0 and with gradients of 0 everywhere, does not count as one of ours.)
 
         Args:
             state: what :meth:`state_dict` returned.
 
         Raises:
-            ValueError: the state is of another version, for other parameters, or for parts of other classes; nothing is
-                changed then.
+            ValueError: the state is damaged, of another version, for other parameters, or for parts of other classes;
+                nothing is changed then.
         """
         self._continue_from(self._read(state))
 
@@ -301,23 +296,25 @@ class Regularizer:
 
     def _read(self, state: dict[str, Any]) -> Progress:
         """Read a saved state without changing anything."""
-        saved = state.get("penalties", {})
-        # attached, the run left out frozen parameters that its optimizer does not hold; this object learns it later
-        unattached = self._optimizer is None
-        targets = [t for t in self.targets if t.name in saved or t.param.requires_grad or not unattached]
-        return read_progress(state, self._settings(), targets)
+        attached = self._optimizer is not None
+        progress = read_progress(state, self._settings(), self.targets, attached=attached)
+        if attached:
+            check_strengths(progress.targets, progress.scales or [1.0] * len(progress.targets))
+        return progress
 
     def _continue_from(self, progress: Progress) -> None:
         kept = {t.name for t in progress.targets}
+        scales_fit = len(kept) == len(self.targets) and progress.settings.strength_scale == self.strength_scale
         self.targets = [t for t in self.targets if t.name in kept]
-        before, now = self._progress().hyperparameters(), progress.hyperparameters()
+        before = self._progress().hyperparameters()
         self._set_settings(progress.settings)
         self.targets, self._index, self.history = progress.targets, GroupIndex(progress.targets), progress.history
-        self._scales = self._scales if progress.scales is None else progress.scales
+        if progress.scales is not None or self._scales is None:
+            self._scales = progress.scales
+        elif not scales_fit:  # saved before the first attachment, while this object has had its own
+            self._scales = self._relative_strengths(progress.targets)
         self._counts, self._num_calls, self._zero_masks = progress.counts, progress.num_calls, progress.zero_masks
-        changed = [f"{name} was {value}, is now {now[name]}" for name, value in before.items() if value != now[name]]
-        if changed:
-            warn(f"the saved hyper-parameters replace those of this Regularizer: {'; '.join(changed)}")
+        warn_of_changes(before, progress.hyperparameters())
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle and deepcopy keep everything but the attachment."""
@@ -326,6 +323,7 @@ class Regularizer:
             "_optimizer": None,
             "_key": "",
             "_handles": [],
+            "_nesting": StepNesting(),
             "_before": None,
             "_decision": None,
             "_frozen": [],
@@ -342,7 +340,7 @@ class Regularizer:
             return
         warn(
             f"the loaded optimizer state has no entry {self._key!r}: step count, open counts and history of the "
-            "Regularizer stay as they are; if its state was saved elsewhere, call its load_state_dict()"
+            "Regularizer stay as they are; if its state was saved elsewhere, call its load_state_dict() after this"
         )
 
     def _finish_load(self, _optimizer: Optimizer) -> None:
@@ -353,23 +351,23 @@ class Regularizer:
 
     # ------------------------------------------------------------------ one step
 
-    def _before_step(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self._before, self._decision, self._frozen = None, None, []
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # torch passes the optimizer itself first
-        if closure is None:
-            self._on_gradients(optimizer)
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepArguments | None:
+        if not self._nesting.enter(sys._getframe(1)):
             return None
+        self._before, self._decision, self._frozen = None, None, []
 
-        def closure_then_measure() -> Any:
-            loss = closure()
-            added = self._on_gradients(optimizer)
-            return loss if added is None else loss + added
+        def measured(closure: Any) -> Any:
+            def closure_then_measure() -> Any:
+                loss = closure()
+                added = self._on_gradients(optimizer)
+                return loss if added is None else loss + added
 
-        if len(args) > 1:
-            return (args[0], closure_then_measure, *args[2:]), kwargs
-        return args, {**kwargs, "closure": closure_then_measure}
+            return closure_then_measure
+
+        changed = with_closure(args, kwargs, measured)
+        if changed is None:
+            self._on_gradients(optimizer)
+        return changed
 
     @torch.no_grad()
     def _on_gradients(self, optimizer: Optimizer) -> Tensor | None:
@@ -391,6 +389,8 @@ class Regularizer:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+        if not self._nesting.leave():
+            return
         before, decision, self._before, self._decision = self._before, self._decision, None, None
         if before is None:
             return
@@ -444,9 +444,12 @@ class Regularizer:
         step, last_open = self._counts.step, self._counts.last_open
         has_begun = self._num_calls_or_steps >= start
         if has_begun:
-            in_refit = self._per_target((step >= start).expand(len(self.targets)))
+            # zeros that the penalty had no part in stay free, unless there was no step at which it might have had one
+            able = [t.penalty.strength > 0 for t in self.targets]
+            acted = self._counts.num_open > 0 if start > 0 else self._constant(able, torch.bool, step.device)
             masks = self._zero_masks.frozen(before.weights)
-            self._frozen = [mask & flag for mask, flag in zip(masks, in_refit, strict=True)]
+            freeze = self._per_target((step >= start) & acted)
+            self._frozen = [mask & flag for mask, flag in zip(masks, freeze, strict=True)]
         if not has_begun or not self._reading_is_free:
             # a step that a GradScaler skips on the device moves no zeros: count it as another open one
             opened = torch.where(decision.skipped | (step >= start), last_open, decision.opened)
@@ -461,7 +464,7 @@ class Regularizer:
     def _count(self, decision: Decision) -> None:
         if decision.record is not None:
             self.history.append(decision.record, torch.where(decision.skipped, -1, self._counts.step))
-        self._counts.count(decision, in_refit=self._counts.step >= self.schedule.refit_start)
+        self._counts.count(decision)
         self._num_calls += 1
         if self._reading_is_free or self._num_calls % _NONFINITE_CHECK_STEPS == 0:
             self._counts.warn_once_of_nonfinite()

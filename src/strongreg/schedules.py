@@ -132,8 +132,9 @@ class Refit(Schedule):
 
     The relaxed lasso's second stage inside the one run. What stays at zero is what the penalty had at zero when it last
     acted: a step at a closed gate sets zeros free to move, and if the gate is closed just before ``start``, they are
-    put back. Before the first step (``start=0``) it is the zeros that the network has already. The refit needs learning
-    rate left to be of use: begin it before the learning rate has decayed.
+    put back. A tensor on which the penalty has never acted is left alone, whatever zeros it holds. A refit from the
+    first step on (``start=0``) keeps the zeros that the network has already, where the strength is above 0. The refit
+    needs learning rate left to be of use: begin it before the learning rate has decayed.
 
     Args:
         start: first step of the refit, >= 0 (optimizer steps).

@@ -83,19 +83,18 @@ class Summary:
         return "\n".join(line.rstrip() for line in (*lines, steps))
 
 
-def advise(layers: tuple[SummaryRow, ...], num_steps: int, num_before_refit: int, *, zeros_moved: bool) -> str:
+def advise(opened: float, *, zeros_moved: bool) -> str:
     """What to tell the user of a run whose penalty did not do what one would expect.
 
     Args:
-        layers: one row per penalized parameter.
-        num_steps: optimizer steps done.
-        num_before_refit: how many of them were before the refit, at which the penalty may act.
-        zeros_moved: whether a gate was closed at the last step, outside a refit, so that zeros have moved since.
+        opened: share of the steps at which the penalty acted, of those at which it might have (outside a refit, with a
+            strength above 0 and a gradient), weighted by the number of weights; NaN where there were none.
+        zeros_moved: whether the gate of a penalty that has made zeros was closed at the last such step, outside a
+            refit, so that they have moved.
 
     Returns:
         One sentence, or nothing.
     """
-    opened = _total(layers).open_fraction * num_steps / max(num_before_refit, 1)
     if opened < _RARELY:
         return (
             f"the penalty acted at {opened:.1%} of the steps and had next to no effect: unless that is intended, "

@@ -31,6 +31,13 @@ def _plain_state(optimizer):
     return {k: v for k, v in optimizer.state_dict().items() if not k.startswith("strongreg")}
 
 
+@torch.no_grad()
+def _kill_a_unit(model):
+    for p in (*model[0].parameters(), model[2].weight.T):
+        p[0] = 0.0
+    model[0].weight[0, ::2] = model[2].weight[1, 0] = -0.0
+
+
 @every_optimizer
 @_MODES
 @pytest.mark.parametrize(
@@ -39,10 +46,16 @@ def _plain_state(optimizer):
         pytest.param(L1(0.0), AlwaysOpen(), None, id="strength-0"),
         pytest.param(L1(0.1), CoherenceGate(1.0), LinearRamp(10, initial=0.0, final=0.0), id="factor-0"),
         pytest.param(L1(0.1), Delay(steps=10**9), None, id="never-open"),
+        pytest.param(L1(0.0), AlwaysOpen(), Refit(3), id="strength-0-refit"),
+        pytest.param(L1(0.0), AlwaysOpen(), Refit(0), id="strength-0-refit-at-once"),
+        pytest.param(L1(0.1), Delay(steps=10**9), Refit(3), id="never-open-refit"),
+        pytest.param(L1(0.1), AlwaysOpen(), Refit(3, LinearRamp(10, initial=0.0, final=0.0)), id="factor-0-refit"),
     ],
 )
 def test_a_penalty_that_never_acts_changes_no_bit(name, mode, penalty, gate, schedule):
     bare_model, model = make_model(name), make_model(name)
+    for each in (bare_model, model):
+        _kill_a_unit(each)  # gradients of 0 leave its weights at 0.0 and -0.0
     bare = make_optimizer(name, bare_model.parameters())
     optimizer = make_optimizer(name, model.parameters())
     Regularizer(model, penalty, gate=gate, schedule=schedule, mode=mode).attach(optimizer)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import pickle
+import re
 import weakref
 
 import pytest
 import torch
 from torch import nn
 
-from strongreg import L1, L2, AlwaysOpen, CoherenceGate, Delay, ElasticNet, GroupL2, Refit, Regularizer
+from strongreg import L1, L2, AlwaysOpen, CoherenceGate, Delay, ElasticNet, Gate, GroupL2, Refit, Regularizer
 
 
 def _net():
@@ -291,3 +293,123 @@ def test_the_summary_of_a_pure_refit_does_not_ask_for_a_lower_strength():
     reg = Regularizer(model, L1(0.1), schedule=Refit(0)).attach(optimizer)
     _step(model, optimizer)
     assert reg.summary().advice == ""
+
+
+def _summary_of(penalties, gate=None, *, frozen=(), schedule=None, steps=3):
+    model = _net()
+    optimizer = _sgd(model, lr=1e-4)
+    reg = Regularizer(model, penalties, gate=gate or AlwaysOpen(), schedule=schedule).attach(optimizer)
+    for step in range(steps):
+        for i in frozen if step >= steps - 2 else ():
+            model[i].requires_grad_(False)
+        _step(model, optimizer)
+    return reg.summary()
+
+
+@dataclasses.dataclass(frozen=True)
+class _OnlyTheSecondTensor(Gate):
+    until: int = 0
+
+    @property
+    def decision_scope(self):
+        return "layer"
+
+    def is_open(self, coherence, step):
+        return (torch.arange(len(coherence)) == 1) | (step < self.until)
+
+
+def test_advice_does_not_count_tensors_of_strength_0():
+    model = nn.Sequential(nn.Linear(4, 500), nn.Linear(500, 2))
+    penalties = {"0.weight": L1(0.0), "1.weight": L1(1e-3)}
+    optimizer = _sgd(model, lr=1e-4)
+    reg = Regularizer(model, penalties, gate=AlwaysOpen()).attach(optimizer)
+    _step(model, optimizer)
+    assert [row.open_fraction for row in reg.summary().layers] == [0.0, 1.0]
+    assert reg.summary().advice == ""
+    assert "acted at 0.0%" in _summary_of({"0.weight": L1(0.0), "2.weight": L1(0.1)}, Delay(10)).advice
+
+
+def test_advice_does_not_count_tensors_that_have_no_gradient():
+    assert _summary_of(L1(1e-3), frozen=[0]).advice == ""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1000).requires_grad_(False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    reg = Regularizer(model, {"*.weight": L1(1e-3)}, gate=AlwaysOpen()).attach(optimizer)
+    _step(model, optimizer)
+    assert reg.summary().total.open_fraction < 0.01
+    assert reg.summary().advice == ""
+
+
+def test_advice_speaks_of_zeros_only_where_a_penalty_that_makes_them_was_at_work():
+    never = _summary_of({"0.weight": L2(1e-3), "2.weight": L1(1e-3)}, _OnlyTheSecondTensor())
+    assert never.advice == ""  # only the gate of L2 was closed
+    moved = _summary_of({"0.weight": L1(1e-3), "2.weight": L2(1e-3)}, _OnlyTheSecondTensor(until=2))
+    assert "sets its zeros free" in moved.advice
+    none = _summary_of({"0.weight": L1(1e-3), "2.weight": L1(1e-3)}, _OnlyTheSecondTensor(until=1), frozen=[0])
+    assert none.advice == ""  # the weights stand still, and the zeros with them
+
+
+def test_advice_on_a_refit_looks_at_the_steps_before_it():
+    assert _summary_of(L1(1e-3), schedule=Refit(1), steps=200).advice == ""
+    assert "acted at 0.0%" in _summary_of(L1(1e-3), Delay(5), schedule=Refit(1)).advice
+
+
+@dataclasses.dataclass(frozen=True)
+class _ClosedFrom(Gate):
+    start: int
+
+    def is_open(self, coherence, step):
+        return (step < self.start).expand_as(coherence)
+
+
+@pytest.mark.parametrize("through_a_state", [False, True])
+def test_an_optimizer_that_holds_fewer_parameters_keeps_what_is_known_of_them(through_a_state):
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    options = {"gate": _ClosedFrom(3), "schedule": Refit(100), "strength_scale": "inverse_std"}
+    optimizer = _sgd(model, lr=0.02)
+    reg = Regularizer(model, L1(0.2), **options).attach(optimizer)
+    for _ in range(5):
+        _step(model, optimizer)
+    model[1].requires_grad_(False)
+    reg.detach()
+    before = reg.state_dict()
+    coherence, total = reg.history.per_layer("coherence"), reg.history["coherence"]
+    assert {"0.weight", "1.weight"} <= set(before["zero_masks"])
+    if through_a_state:
+        model[1].requires_grad_(True)
+        reg = Regularizer(model, L1(0.2), **options)
+        reg.load_state_dict(before)
+        model[1].requires_grad_(False)
+    reg.attach(torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.02))
+    after = reg.state_dict()
+    assert [t.name for t in reg.targets] == reg.history.layers == ["0.weight", "2.weight"]
+    assert after["scales"] == [before["scales"][0], before["scales"][2]]
+    assert after["counts"]["num_open"] == [3, 3]
+    assert (reg.num_steps, after["num_calls"]) == (5, 5)
+    assert reg.history.per_layer("coherence").tolist() == coherence[:, [0, 2]].tolist()
+    assert reg.history["coherence"].tolist() == total.tolist()
+    assert set(after["zero_masks"]) == set(before["zero_masks"]) - {"1.weight"}
+    assert all(torch.equal(after["zero_masks"][name], before["zero_masks"][name]) for name in after["zero_masks"])
+    _step(model, reg._optimizer)
+    assert len(reg.summary().layers) == 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "strength"),
+    [(torch.float32, 1e300), (torch.float16, 1e39), (torch.bfloat16, 3.5e38), (torch.float64, 1e308)],
+    ids=str,
+)
+@pytest.mark.parametrize("make", [L1, L2, GroupL2], ids=lambda make: make.__name__)
+def test_a_strength_that_is_infinite_in_the_weights_precision_is_refused_by_name(make, dtype, strength):
+    model = _net().to(dtype)
+    with torch.no_grad():
+        model[2].weight.mul_(1e-2)  # of the larger relative strength
+    optimizer = _sgd(model)
+    scale = "inverse_std" if dtype == torch.float64 else "uniform"
+    reg = Regularizer(model, {"2.weight": make(strength), "0.weight": L1(0.0)}, strength_scale=scale)
+    with pytest.raises(
+        ValueError, match=rf"{make.__name__}.*on parameter .2.weight.*strength {re.escape(f'{strength:g}')}.*lower the"
+    ):
+        reg.attach(optimizer)
+    assert "strongreg" not in optimizer.state_dict()
+    assert reg.state_dict()["scales"] is None
+    Regularizer(model, make(1e30)).attach(optimizer)

@@ -77,7 +77,7 @@ def test_a_state_that_torch_refuses_leaves_the_regularizer_as_it_was():
     assert reg.num_steps == 1
 
 
-@pytest.mark.parametrize("missing", ["penalties", "gate", "counts", "num_calls", "zero_masks", "history", "scales"])
+@pytest.mark.parametrize("missing", ["penalties", "gate", "counts", "zero_masks", "history", "scales"])
 def test_a_damaged_state_is_one_clear_error_and_changes_nothing(missing):
     model = _net()
     optimizer = _sgd(model)
@@ -239,3 +239,133 @@ def test_repr_shows_the_parts_and_the_attachment():
         "mode='proximal', not attached)"
     )
     assert repr(reg.attach(_sgd(model))).endswith("attached to SGD)")
+
+
+_DAMAGES = {
+    "penalties-none": lambda s: s.update(penalties=None),
+    "penalty-none": lambda s: s["penalties"].update({"0.weight": None}),
+    "gate-none": lambda s: s.update(gate=None),
+    "counts-none": lambda s: s.update(counts=None),
+    "counts-short": lambda s: s["counts"]["num_open"].pop(),
+    "counts-long": lambda s: s["counts"]["last_open"].append(True),
+    "counts-nested": lambda s: s["counts"].update(num_open=[[1], [2]]),
+    "counts-floats": lambda s: s["counts"].update(num_open=[0.5, 1.5]),
+    "counts-number": lambda s: s["counts"].update(num_open=3),
+    "counts-of-bools": lambda s: s["counts"].update(last_open=[1, 0]),
+    "allowed-text": lambda s: s["counts"].update(num_allowed=["1", "2"]),
+    "step-negative": lambda s: s["counts"].update(step=-1),
+    "step-float": lambda s: s["counts"].update(step=1.5),
+    "step-list": lambda s: s["counts"].update(step=[1]),
+    "step-huge": lambda s: s["counts"].update(step=10**30),
+    "nonfinite-none": lambda s: s["counts"].update(num_nonfinite=None),
+    "calls-negative": lambda s: s.update(num_calls=-3),
+    "calls-none": lambda s: s.update(num_calls=None),
+    "scales-text": lambda s: s.update(scales=["1", "2"]),
+    "scales-nan": lambda s: s.update(scales=[1.0, float("nan")]),
+    "scales-negative": lambda s: s.update(scales=[1.0, -1.0]),
+    "scales-number": lambda s: s.update(scales=1.0),
+    "history-none": lambda s: s.update(history=None),
+    "history-short": lambda s: s["history"].update(steps=s["history"]["steps"][1:]),
+    "history-floats": lambda s: s["history"].update(steps=s["history"]["steps"] + 0.5),
+    "history-flat": lambda s: s["history"].update(records=s["history"]["records"].flatten()),
+    "history-whole-numbers": lambda s: s["history"].update(records=s["history"]["records"].long()),
+    "history-lists": lambda s: s["history"].update(steps=[0, 1, 2]),
+    "every-negative": lambda s: s.update(history_every=-1),
+    "masks-none": lambda s: s.update(zero_masks=None),
+    "mask-of-floats": lambda s: s["zero_masks"].update({"0.weight": torch.zeros(8, 4)}),
+    "mask-of-nothing": lambda s: s["zero_masks"].update({"7.weight": torch.zeros(8, 4, dtype=torch.bool)}),
+    "mask-list": lambda s: s["zero_masks"].update({"0.weight": [True]}),
+    "mode-unknown": lambda s: s.update(mode="prox"),
+    "strength-text": lambda s: s["penalties"]["0.weight"].update(strength="1"),
+    "strength-infinite-in-float32": lambda s: s["penalties"]["0.weight"].update(strength=1e300),
+}
+
+
+@pytest.mark.parametrize("channel", ["optimizer", "own"])
+@pytest.mark.parametrize("damage", _DAMAGES)
+def test_whatever_is_damaged_is_a_value_error_and_changes_nothing(damage, channel):
+    model = _net()
+    optimizer = _sgd(model)
+    reg = Regularizer(model, L1(0.1), schedule=Refit(100)).attach(optimizer)
+    _train(model, optimizer)
+    before = copy.deepcopy(optimizer.state_dict())
+    state = copy.deepcopy(before)
+    _DAMAGES[damage](state["strongreg"])
+    with pytest.raises(ValueError, match=r"saved|history_every|mode=|lower the strength"):
+        optimizer.load_state_dict(state) if channel == "optimizer" else reg.load_state_dict(state["strongreg"])
+    assert str(optimizer.state_dict()) == str(before)
+
+
+@pytest.mark.parametrize("state", [None, [], "state", {}])
+def test_something_else_than_a_state_is_a_value_error(state):
+    reg = Regularizer(_net(), L1(0.1))
+    with pytest.raises(ValueError, match=r"damaged: a dictionary is wanted|has version None"):
+        reg.load_state_dict(state)
+
+
+def test_a_state_from_before_there_were_calls_reads_them_as_steps():
+    model = _net()
+    optimizer = _sgd(model)
+    reg = Regularizer(model, L1(0.1)).attach(optimizer)
+    _train(model, optimizer)
+    state = reg.state_dict()
+    del state["num_calls"], state["counts"]["num_allowed"]
+    other = Regularizer(model, L1(0.1))
+    other.load_state_dict(state)
+    assert other.state_dict()["num_calls"] == other.num_steps == 3
+    assert other.state_dict()["counts"]["num_allowed"] == [3, 3]
+
+
+def test_relative_strengths_of_a_state_saved_before_its_attachment_are_taken_when_it_is_loaded():
+    model = _net()
+    unattached = Regularizer(model, L1(0.1), strength_scale="inverse_std").state_dict()
+    expected = Regularizer(model, L1(0.1), strength_scale="inverse_std").attach(_sgd(model)).state_dict()["scales"]
+    reg = Regularizer(model, L1(0.1)).attach(_sgd(model))
+    with pytest.warns(UserWarning, match="strength_scale was uniform, is now inverse_std"):
+        reg.load_state_dict(unattached)
+    assert reg.state_dict()["scales"] == expected != [1.0, 1.0]
+    other = Regularizer(model, L1(0.1), strength_scale="inverse_std").attach(_sgd(model))
+    with pytest.warns(UserWarning, match="strength_scale was inverse_std, is now uniform"):
+        other.load_state_dict(Regularizer(model, L1(0.1)).state_dict())
+    assert other.state_dict()["scales"] == [1.0, 1.0]
+
+
+def test_a_resumed_run_does_not_warn_again_of_what_it_has_warned_of():
+    model = _net()
+    optimizer = _sgd(model)
+    Regularizer(model, L1(0.1)).attach(optimizer)
+
+    def bad_step():
+        model[0].weight.grad = torch.full_like(model[0].weight, torch.nan)
+        optimizer.step()
+
+    with pytest.warns(RuntimeWarning, match="warned about once"):
+        bad_step()
+    state = optimizer.state_dict()
+    for _ in range(2):
+        optimizer.load_state_dict(state)
+        bad_step()
+
+
+def test_names_of_data_parallelism_do_not_count_wherever_it_sits():
+    def names(model, penalty=None):
+        return [t.name for t in Regularizer(model, penalty or {"*weight": L1(0.1)}).targets]
+
+    model = _net()
+    compiled_parallel = torch.compile(nn.DataParallel(model), backend="eager")
+    parallel_compiled = nn.DataParallel(torch.compile(model, backend="eager"))
+    for wrapped in (nn.DataParallel(model), nn.DataParallel(nn.DataParallel(model)), compiled_parallel):
+        assert names(wrapped) == names(wrapped, L1(0.1)) == ["0.weight", "2.weight"]
+    assert names(parallel_compiled) == ["0.weight", "2.weight"]
+    nested = nn.ModuleDict({"body": nn.DataParallel(model), "module": nn.Linear(2, 2)})
+    assert names(nested) == ["body.0.weight", "body.2.weight", "module.weight"]
+    # as the model given prints them, which is how one would copy them into a pattern
+    for wrapped in (nn.DataParallel(model), compiled_parallel, parallel_compiled, nested):
+        full = [name for name, _ in wrapped.named_parameters() if name.endswith("0.weight")]
+        assert len(names(wrapped, {full[0]: L1(0.1)})) == 1
+    optimizer = _sgd(model)
+    reg = Regularizer(compiled_parallel, L1(0.1)).attach(optimizer)
+    _train(model, optimizer)
+    resumed = Regularizer(model, L1(0.1))
+    resumed.load_state_dict(reg.state_dict())
+    assert resumed.num_steps == 3

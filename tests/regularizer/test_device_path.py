@@ -74,8 +74,14 @@ def _run(name, monkeypatch, *, blind, penalty, gate, schedule, mode, nan_at=None
 @pytest.mark.parametrize("mode", ["proximal", "gradient"])
 @pytest.mark.parametrize(
     ("gate", "schedule"),
-    [(CoherenceGate(0.9), None), (CoherenceGate(0.8, scope="layer"), Refit(6)), (Delay(4), CosineRamp(8))],
-    ids=["global", "layer-refit", "delay-ramp"],
+    [
+        (CoherenceGate(0.9), None),
+        (CoherenceGate(0.8, scope="layer"), Refit(6)),
+        (Delay(4), CosineRamp(8)),
+        (Delay(10), Refit(4)),
+        (CoherenceGate(0.9), Refit(0)),
+    ],
+    ids=["global", "layer-refit", "delay-ramp", "never-refit", "refit-at-once"],
 )
 @pytest.mark.parametrize("name", ["sgd-momentum", "adamw"])
 def test_the_device_path_never_looks_and_gives_the_same_bits(name, monkeypatch, penalty, gate, schedule, mode):

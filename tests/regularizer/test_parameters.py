@@ -268,3 +268,58 @@ def test_tensors_for_the_device_do_not_pile_up_when_gradients_come_and_go():
             p.grad = torch.randn(2, 2) if step >> i & 1 else None
         optimizer.step()
     assert len(reg._constant) <= 64
+
+
+def test_an_empty_sparse_gradient_of_a_parameter_that_is_not_penalized_is_no_obstacle():
+    """A batch that looks up nothing."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.Embedding(4, 2, sparse=True))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    reg = Regularizer(model, {"0.weight": L1(0.1)}, gate=AlwaysOpen()).attach(optimizer)
+    (model[0](torch.ones(1, 3)).sum() + model[1](torch.empty(0, dtype=torch.int64)).sum()).backward()
+    assert model[1].weight.grad.coalesce().values().numel() == 0
+    optimizer.step()
+    assert (reg.num_steps, reg.num_nonfinite) == (1, 0)
+
+
+@pytest.mark.parametrize("mode", ["proximal", "gradient"])
+def test_a_gradient_whose_entries_share_memory_is_like_any_other(mode):
+    """What the backward of a sum leaves where nothing is done to it."""
+    results = []
+    for expanded in (False, True):
+        weight = nn.Parameter(torch.linspace(-1, 1, 6).reshape(2, 3))
+        optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+        reg = Regularizer(nn.ParameterDict({"w": weight}), L1(0.1), mode=mode).attach(optimizer)
+        for _ in range(3):
+            grad = torch.ones(1, 1).expand(2, 3)
+            weight.grad = grad if expanded else grad.clone()
+            optimizer.step()
+            assert torch.equal(grad, torch.ones(2, 3))
+        results.append((weight.detach(), reg.history["coherence"].tolist()))
+    assert torch.equal(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="torch older than 2.9: both dtypes are the same")
+@pytest.mark.parametrize("mode", ["proximal", "gradient"])
+@pytest.mark.parametrize(
+    ("dtype", "grad_dtype"), [(torch.float32, torch.bfloat16), (torch.float64, torch.float32)], ids=str
+)
+def test_a_gradient_may_have_another_dtype_than_the_weight(dtype, grad_dtype, mode):
+    weight = nn.Parameter(torch.ones(2, 3, dtype=dtype))
+    weight.grad_dtype = grad_dtype
+    optimizer = torch.optim.SGD([weight], lr=0.5, foreach=False)
+    reg = Regularizer(nn.ParameterDict({"w": weight}), L1(0.25), gate=AlwaysOpen(), mode=mode).attach(optimizer)
+    weight.grad = torch.ones(2, 3, dtype=grad_dtype)
+    optimizer.step()
+    assert weight.detach().flatten().tolist() == pytest.approx([1 - 0.5 * 1.25] * 6)
+    assert reg.history["coherence"].tolist() == [1.0]
+
+
+def test_a_strength_that_half_precision_cannot_hold_still_shrinks_its_weights():
+    weight = nn.Parameter(torch.full((2, 2), 4.0, dtype=torch.float16))
+    optimizer = torch.optim.SGD([weight], lr=1e-5)
+    reg = Regularizer(nn.ParameterDict({"w": weight}), L1(1e5), gate=AlwaysOpen()).attach(optimizer)
+    weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    assert weight.detach().flatten().tolist() == [3.0] * 4
+    assert reg.history["open"].tolist() == [1.0]

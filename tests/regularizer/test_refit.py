@@ -101,6 +101,20 @@ def test_a_gate_that_never_opened_leaves_nothing_to_freeze():
     assert (weight != 0).all()
 
 
+@pytest.mark.parametrize("never", [{"gate": Delay(100)}, {"penalty": L1(0.0)}], ids=["closed", "strength-0"])
+def test_zeros_that_the_penalty_had_no_part_in_stay_free(never):
+    weight, bare = (nn.Parameter(torch.tensor([[0.0, -0.0, 1.0]])) for _ in range(2))
+    optimizer, bare_optimizer = torch.optim.SGD([weight], lr=0.1), torch.optim.SGD([bare], lr=0.1)
+    penalty, gate = never.get("penalty", L1(0.1)), never.get("gate", AlwaysOpen())
+    Regularizer(nn.ParameterDict({"w": weight}), penalty, gate=gate, schedule=Refit(2)).attach(optimizer)
+    for step in range(6):
+        for p in (weight, bare):
+            p.grad = torch.full((1, 3), float(step > 3))
+        optimizer.step()
+        bare_optimizer.step()
+        assert torch.equal(weight.detach().view(torch.int32), bare.detach().view(torch.int32))
+
+
 @pytest.mark.parametrize("saved_after", range(27, 34))
 def test_a_resumed_run_freezes_the_same_zeros(saved_after):
     closed, steps = (28, 29, 30, 31), 50
