@@ -1,4 +1,7 @@
-"""The two lines in a training loop of your own: a digit classifier with 20 times fewer weights."""
+"""The two lines in a training loop of your own: a digit classifier with 50 times fewer weights.
+
+The strength is beyond what the network endures: with gate=strongreg.AlwaysOpen() it ends at chance.
+"""
 
 import torch
 from sklearn.datasets import load_digits
@@ -15,12 +18,13 @@ x, x_test, y, y_test = train_test_split(torch.tensor(images / 16).float(), torch
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
+# the refit needs learning rate left: hold it for half of the epochs
+scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: min(1.0, 2 - 2 * epoch / EPOCHS))
 
 # line one: what to impose, when; the second half of the steps refits the kept weights
 refit = strongreg.Refit(start=EPOCHS // 2 * -(-len(x) // BATCH_SIZE))
 # line two: on the optimizer you have
-reg = strongreg.Regularizer(model, strongreg.L1(2e-3), gate=strongreg.CoherenceGate(0.7), schedule=refit).attach(
+reg = strongreg.Regularizer(model, strongreg.L1(5e-3), gate=strongreg.CoherenceGate(0.7), schedule=refit).attach(
     optimizer
 )
 
