@@ -115,6 +115,9 @@ def measure(
         if pull is None:
             rows += [zero, zero, zero]
             continue
+        if target.penalty.strength == 0 and square is not None:
+            rows += [square, zero, zero]
+            continue
         products = inner_products(pull, target.penalty.subgradient(at_least_float32(weight)), square)
         own_sq, cross, penalty_sq = (product.to(device=device, dtype=dtype) for product in products)
         if isinstance(factor, Tensor):
@@ -150,6 +153,20 @@ def decide(
     opened = opened & (multipliers > 0) & allowed & ~nonfinite & ~before.skipped
     decision = Decision(torch.where(opened, multipliers, 0.0), opened, allowed, nonfinite, before.skipped, None)
     return decision, by_layer, overall
+
+
+def nothing_decided(before: BeforeStep, allowed: Tensor) -> Decision:
+    """The decision for penalties of strength 0 where nobody looks: nothing has to be measured.
+
+    Args:
+        before: what was known before the step.
+        allowed: whether the penalty may act on each tensor at all at this step, shape (K,), boolean.
+
+    Returns:
+        A decision by which nothing acts.
+    """
+    nothing = torch.zeros_like(before.gradient_sq)
+    return Decision(nothing, torch.zeros_like(allowed), allowed, ~before.finite, before.skipped, None)
 
 
 def history_record(

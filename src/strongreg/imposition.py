@@ -41,6 +41,21 @@ def add_gradients(
             target.param.grad.add_(added)
 
 
+def weighted_value(targets: Sequence[Target], multipliers: Sequence[Multiplier]) -> Tensor:
+    """The penalty of the whole network.
+
+    Args:
+        targets: the K penalized parameters.
+        multipliers: factor on the strength of each, K entries.
+
+    Returns:
+        0-d tensor on the device of the first parameter, in units of the loss.
+    """
+    device = targets[0].param.device
+    values = [m * t.penalty.value(t.param).to(device) for t, m in zip(targets, multipliers, strict=True)]
+    return torch.stack(values).sum()
+
+
 def shrink(target: Target, multiplier: Multiplier, step_size: float | Tensor) -> None:
     """Replace the weights by the penalty's proximal step from them.
 

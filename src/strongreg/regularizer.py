@@ -15,12 +15,12 @@ from torch.optim import LBFGS, Optimizer
 
 from strongreg.checkpoint import Progress, check_key, check_neighbours, read_progress, warn_of_changes
 from strongreg.counts import StepCounts
-from strongreg.decision import BeforeStep, Decision, decide, history_record, measure
+from strongreg.decision import BeforeStep, Decision, decide, history_record, measure, nothing_decided
 from strongreg.devices import Constants, reading_is_free
 from strongreg.gates import CoherenceGate, Gate
 from strongreg.groups import PenaltySpec, Target, inverse_std_scales, select_targets
 from strongreg.history import History
-from strongreg.imposition import add_gradients, check_strengths, shrink, warn_of_lost_shrinkage
+from strongreg.imposition import add_gradients, check_strengths, shrink, warn_of_lost_shrinkage, weighted_value
 from strongreg.optimizers import (
     GroupIndex,
     StepArguments,
@@ -238,7 +238,7 @@ class Regularizer:
         Returns:
             0-d tensor on the device of the first penalized parameter, in units of the loss.
         """
-        return self._weighted_value(self._scales or [1.0] * len(self.targets))
+        return weighted_value(self.targets, self._scales or [1.0] * len(self.targets))
 
     @torch.no_grad()
     def summary(self) -> Summary:
@@ -249,11 +249,6 @@ class Regularizer:
         """
         makes_zeros = self.mode == "proximal" and self.num_steps <= self.schedule.refit_start
         return self._counts.summary(self.targets, makes_zeros=makes_zeros)
-
-    def _weighted_value(self, multipliers: Sequence[float | Tensor]) -> Tensor:
-        device = self.targets[0].param.device
-        values = [m * t.penalty.value(t.param).to(device) for t, m in zip(self.targets, multipliers, strict=True)]
-        return torch.stack(values).sum()
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -385,7 +380,7 @@ class Regularizer:
         multipliers = self._per_target(self._decision.multipliers)
         signs = [gradient_sign(group) for group in self._index.groups(optimizer)]
         add_gradients(self.targets, multipliers, signs, loss_scale(optimizer))
-        return self._weighted_value(multipliers) if isinstance(optimizer, LBFGS) else None
+        return weighted_value(self.targets, multipliers) if isinstance(optimizer, LBFGS) else None
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
@@ -415,21 +410,24 @@ class Regularizer:
 
     def _decide(self, optimizer: Optimizer, before: BeforeStep) -> Decision:
         """Measure and decide; the weights are still those before the step, or ``before`` holds a copy of them."""
+        device = before.gradient_sq.device
+        self._counts.to(device)
+        step = self._counts.step
+        allowed = self._constant(before.has_gradient, torch.bool, device) & (step < self.schedule.refit_start)
+        wanted = self.history.wants(self._num_calls_or_steps)
+        if not wanted and all(t.penalty.strength == 0 for t in self.targets):
+            return nothing_decided(before, allowed)
         groups = self._index.groups(optimizer)
         if self._decides_after_step(optimizer):
             (pulls, factors), pull_sq = step_pulls(self.targets, optimizer, groups, before), None
         else:
             (pulls, factors), pull_sq = gradient_pulls(self.targets, optimizer, groups), before.gradient_sq
-        device = before.gradient_sq.device
         measured = measure(self.targets, pulls, factors, before.weights, device, pull_sq)
-        self._counts.to(device)
-        step = self._counts.step
         # a penalty of strength 0 does not act, as at a schedule of 0: not even the sign of a zero changes
         scales = [s if t.penalty.strength > 0 else 0.0 for t, s in zip(self.targets, self._scales or (), strict=True)]
         multipliers = self.schedule.factor(step) * self._constant(scales, scalar_dtype(device), device)
-        allowed = self._constant(before.has_gradient, torch.bool, device) & (step < self.schedule.refit_start)
         decision, by_layer, overall = decide(before, measured, multipliers, self.gate, step, allowed)
-        if self.history.wants(self._num_calls_or_steps):
+        if wanted:
             num_weights = self._constant([t.param.numel() for t in self.targets], torch.int64, device)
             record = history_record(before, measured, multipliers, decision.opened, (by_layer, overall), num_weights)
             decision = dataclasses.replace(decision, record=record)

@@ -14,6 +14,7 @@ from strongreg.penalties import L1
 from strongreg.regularizer import Regularizer
 from strongreg.schedules import Constant, CosineRamp, Refit, Schedule
 
+_SELDOM = 10
 REGULARIZED: tuple[Method, ...] = ("always", "delayed", "coherent")
 
 
@@ -57,9 +58,9 @@ def build_regularizers(
                 history_every=history_every,
             )
         else:
-            regularizer = Regularizer(
-                model, dict.fromkeys(mine, L1(0.0)), gate=AlwaysOpen(), history_every=history_every
-            )
+            # nothing acts: a look now and then is enough, one per epoch at least
+            seldom = max(history_every, min(_SELDOM, num_steps // recipe.training.epochs))
+            regularizer = Regularizer(model, dict.fromkeys(mine, L1(0.0)), gate=AlwaysOpen(), history_every=seldom)
         regularizers.append(regularizer.attach(optimizer))
     regularizers.sort(key=lambda r: -sum(t.param.numel() for t in r.targets))
     if method == "slimming":

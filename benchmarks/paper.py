@@ -1,0 +1,107 @@
+"""Runs any part of the paper's grid, seed by seed; opened again it goes on where it stopped.
+
+    python benchmarks/paper.py --only 'vgg16-cifar10-*' --seeds 3
+    python benchmarks/paper.py --only 'lenet*' --recipes my/recipes --set training.epochs=2
+
+Writes OUT/<recipe>/ (as `strongreg compare` does), and OUT/paper.json and OUT/paper.md with all that is finished: one
+entry per run, as in compare's results.json, with the recipe's name and the images trained on per second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from strongreg.experiments.compare import Comparison
+from strongreg.experiments.console import ProgressBars
+from strongreg.experiments.errors import UserError, check_known
+from strongreg.experiments.pool import interruptible, recipe_data
+from strongreg.experiments.recipe import METHODS, Recipe, build_recipe, parse_settings, read_recipe
+from strongreg.experiments.table import HEADER, cells, summarize
+
+RECIPES = Path(__file__).parents[1] / "recipes" / "paper"
+
+
+def main() -> int:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="names of recipes, with wildcards")
+    parser.add_argument("--recipes", type=Path, default=RECIPES, metavar="FOLDER")
+    parser.add_argument("--methods", default="dense,always,delayed,coherent,magnitude")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="A.B=C")
+    parser.add_argument("--workers", type=int, default=None)
+    parser.add_argument("--data-dir", type=Path, default=None)
+    parser.add_argument("--out", type=Path, default=Path("strongreg-out/paper"))
+    arguments = parser.parse_args()
+    try:
+        run(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted: the same command with --out {arguments.out} goes on", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run every recipe whose name fits, and write the tables after each.
+
+    Raises:
+        UserError: no recipe fits, or one cannot be run.
+    """
+    files = [f for f in sorted(arguments.recipes.glob("*.toml")) if fnmatch.fnmatch(f.stem, arguments.only)]
+    if not files:
+        raise UserError(f"--only {arguments.only!r} fits no recipe in {arguments.recipes}")
+    names = [name.strip() for name in arguments.methods.split(",")]
+    for name in names:
+        check_known("method", name, METHODS)
+    methods = [method for method in METHODS if method in names]
+    for file in files:
+        recipe = build_recipe(parse_settings(arguments.settings), read_recipe(file))
+        comparison = Comparison(recipe, methods, range(arguments.seeds), arguments.out / file.stem, arguments.data_dir)
+        device = comparison.recipe.training.device
+        missing = sum(job not in comparison.results for job in comparison.jobs)
+        workers = arguments.workers or ((os.cpu_count() or 1) if device == "cpu" else 1)
+        console = Console(stderr=True)
+        console.print(f"{file.stem}: {missing} runs to train", highlight=False, markup=False)
+        with interruptible(), ProgressBars(console, missing, recipe.training.epochs) as progress:
+            comparison.run(max(1, min(workers, missing)), 1, progress)
+        write_tables(arguments.out)
+
+
+def write_tables(out: Path) -> None:
+    """Collect all finished runs of a folder."""
+    entries: list[dict[str, Any]] = []
+    lines = ["| recipe | " + " | ".join(HEADER) + " | images/s |", "|---" * (len(HEADER) + 2) + "|"]
+    for folder in sorted(path.parent for path in out.glob("*/results.json")):
+        comparison = Comparison.open(folder)
+        results = comparison.finished_results
+        speeds = {r.method: [] for r in results}
+        num_images = _num_images(comparison.recipe)
+        for result in results:
+            speed = num_images * result.epochs / result.train_seconds
+            speeds[result.method].append(speed)
+            entries.append({"recipe": folder.name, **asdict(result), "images_per_second": speed})
+        for summary in summarize(results):
+            speed = sum(speeds[summary.method]) / len(speeds[summary.method])
+            lines.append(f"| {folder.name} | " + " | ".join(cells(summary)) + f" | {speed:,.0f} |")
+    (out / "paper.json").write_text(json.dumps({"runs": entries}, indent=2) + "\n", encoding="utf-8")
+    (out / "paper.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _num_images(recipe: Recipe) -> int:
+    return len(recipe_data(recipe, None).train)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
