@@ -22,7 +22,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # imports go from a higher number to a lower one; what is not named here is a leaf, 0
 _ORDER = (
     ("decision", "optimizers"),
-    ("counts", "pull"),
+    ("collapse", "counts", "pull"),
     ("checkpoint",),
     ("regularizer",),
     ("__init__", "diagnosis"),

@@ -238,3 +238,16 @@ def inverse_std_scales(targets: list[Target]) -> list[float]:
     inverses = [1 / spread for spread, use in zip(spreads, usable, strict=True) if use]
     mean = sum(n * inverse for n, inverse in zip(sizes, inverses, strict=True)) / max(sum(sizes), 1)
     return [1 / (spread * mean) if use else 1.0 for spread, use in zip(spreads, usable, strict=True)]
+
+
+def relative_strengths(targets: list[Target], scale: str) -> list[float]:
+    """The relative strength of each parameter.
+
+    Args:
+        targets: the penalized parameters.
+        scale: "uniform" or "inverse_std".
+
+    Returns:
+        One factor > 0 per target.
+    """
+    return inverse_std_scales(targets) if scale == "inverse_std" else [1.0] * len(targets)

@@ -11,6 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from strongreg.devices import reading_is_free
+
 Quantity = Literal["coherence", "open", "gradient_norm", "penalty_norm", "weight_norm"]
 QUANTITIES: tuple[Quantity, ...] = ("coherence", "open", "gradient_norm", "penalty_norm", "weight_norm")
 _BLOCK_STEPS = 256
@@ -92,6 +94,45 @@ class History:
             True for every n-th step.
         """
         return self.every > 0 and num_steps % self.every == 0
+
+    def is_settled(self, every: int) -> bool:
+        """Whether the last records can be looked at without waiting for an accelerator, and it is time to.
+
+        Args:
+            every: how often it is time, where looking is free: after each so many records.
+
+        Returns:
+            On the CPU True at every n-th record; elsewhere True when a block has just been moved.
+        """
+        if self._num_in_block == 0:
+            return bool(self._records)
+        on_cpu = self._block is not None and reading_is_free(self._block.device)
+        return on_cpu and self._num_in_block % every == 0
+
+    def first(self) -> Tensor | None:
+        """The first record of the whole network.
+
+        Returns:
+            Shape (5,), columns as in ``QUANTITIES``; None if there is none.
+        """
+        for records in self._records:
+            if len(records):
+                return records[0, -1]
+        return self._block[0, -1] if self._block is not None and self._num_in_block else None
+
+    def last(self, count: int) -> Tensor:
+        """The last records of the whole network.
+
+        Args:
+            count: how many, at most.
+
+        Returns:
+            Shape (n, 5) with n <= count, columns as in ``QUANTITIES``.
+        """
+        recent = [records[-count:, -1] for records in self._records[-2:]]
+        if self._block is not None and self._num_in_block:
+            recent.append(self._block[: self._num_in_block, -1])
+        return torch.cat(recent)[-count:] if recent else torch.empty((0, len(QUANTITIES)))
 
     def append(self, record: Tensor, step: Tensor) -> None:
         """Write one record on its device.

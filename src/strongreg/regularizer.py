@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from strongreg.checkpoint import Progress, check_key, check_neighbours, read_progress, warn_of_changes
+from strongreg.collapse import CollapseWatch
 from strongreg.counts import StepCounts
 from strongreg.decision import BeforeStep, Decision, decide, history_record, measure, nothing_decided
 from strongreg.devices import Constants, reading_is_free
 from strongreg.gates import CoherenceGate, Gate
-from strongreg.groups import PenaltySpec, Target, inverse_std_scales, select_targets
+from strongreg.groups import PenaltySpec, relative_strengths, select_targets
 from strongreg.history import History
 from strongreg.imposition import add_gradients, check_strengths, shrink, warn_of_lost_shrinkage, weighted_value
 from strongreg.optimizers import (
@@ -85,6 +86,7 @@ class Regularizer:
             (Adam and its kin, docs/theory.md, equation 7), otherwise the gradient. "step" keeps a copy of the penalized
             weights during each step.
         history_every: record every n-th step in ``history``; 0 for none.
+        warn_of_collapse: warn once when the recorded steps show that the penalty has taken over.
 
     Raises:
         TypeError: a part is of the wrong type.
@@ -116,6 +118,7 @@ class Regularizer:
         strength_scale: StrengthScale = "uniform",
         coherence_of: CoherenceOf = "auto",
         history_every: int = 1,
+        warn_of_collapse: bool = True,
     ) -> None:
         gate = CoherenceGate() if gate is None else gate
         schedule = Constant() if schedule is None else schedule
@@ -136,6 +139,7 @@ class Regularizer:
         self._counts = StepCounts(len(self.targets))
         self._zero_masks = ZeroMasks(len(self.targets))
         self._constant = Constants()
+        self._watch = CollapseWatch(enabled=warn_of_collapse)
 
     def _set_settings(self, settings: Settings) -> None:
         self.gate, self.schedule, self.mode = settings.gate, settings.schedule, settings.mode
@@ -148,9 +152,6 @@ class Regularizer:
             self._index = GroupIndex(self.targets)
             self.history, self._counts = self.history.select(rows), self._counts.select(rows)
             self._zero_masks = self._zero_masks.select(rows)
-
-    def _relative_strengths(self, targets: list[Target]) -> list[float]:
-        return inverse_std_scales(targets) if self.strength_scale == "inverse_std" else [1.0] * len(targets)
 
     def __repr__(self) -> str:
         """The parts, and where it is attached."""
@@ -194,7 +195,7 @@ class Regularizer:
         step_sizes = [effective_step_size(optimizer, group) for group in GroupIndex(targets).groups(optimizer)]
         warn_of_weight_decay(targets, optimizer)
         rows = [i for i, t in enumerate(self.targets) if any(t is held for held in targets)]
-        scales = [self._scales[i] for i in rows] if self._scales else self._relative_strengths(targets)
+        scales = [self._scales[i] for i in rows] if self._scales else relative_strengths(targets, self.strength_scale)
         check_strengths(targets, scales)
         self._keep(rows)
         self._scales = scales
@@ -307,7 +308,7 @@ class Regularizer:
         if progress.scales is not None or self._scales is None:
             self._scales = progress.scales
         elif not scales_fit:  # saved before the first attachment, while this object has had its own
-            self._scales = self._relative_strengths(progress.targets)
+            self._scales = relative_strengths(progress.targets, self.strength_scale)
         self._counts, self._num_calls, self._zero_masks = progress.counts, progress.num_calls, progress.zero_masks
         warn_of_changes(before, progress.hyperparameters())
 
@@ -462,6 +463,7 @@ class Regularizer:
     def _count(self, decision: Decision) -> None:
         if decision.record is not None:
             self.history.append(decision.record, torch.where(decision.skipped, -1, self._counts.step))
+            self._watch.look(self.history)
         self._counts.count(decision)
         self._num_calls += 1
         if self._reading_is_free or self._num_calls % _NONFINITE_CHECK_STEPS == 0:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from strongreg.collapse import NUM_SMOOTHED, SHRUNK
 from strongreg.history import History
 
 Verdict = Literal["learned", "penalty_never_acted", "collapsed", "diverged", "dead_gradients", "stalled", "damaged"]
@@ -16,12 +17,10 @@ _Array = npt.NDArray[np.float64]
 
 _CHANCE_MARGIN = 1.5
 _FAINT = 1e-3  # of a norm's own largest value: as good as 0
-_SHRUNK = 0.5
 _RARELY = 0.01
 _GROWN = 10.0
 _LOSS_GROWN = 3.0
 _DROP = 0.1
-_SMOOTHING = 16
 
 
 @dataclass(frozen=True)
@@ -166,20 +165,20 @@ class _Signs:
 
     def _take_over(self) -> int | None:
         """The first step from which the penalty acted with a larger gradient than the loss until the weights fell."""
-        shrunk = self.weight < _SHRUNK * self.weight[0]
+        shrunk = self.weight < SHRUNK * self.weight[0]
         acting = self.opened > 0
         if not shrunk.any() or not acting.any():
             return None
         end = int(shrunk.argmax())
         ahead = _smooth(self.penalty * acting) > _smooth(self.gradient)
-        if not ahead[: max(end, _SMOOTHING) + 1].any():
+        if not ahead[: max(end, NUM_SMOOTHED) + 1].any():
             return None
         behind = np.flatnonzero(~ahead[: end + 1])
         return int(self.steps[behind[-1] + 1 if len(behind) and behind[-1] < end else ahead.argmax()])
 
     def first_layer(self) -> str | None:
         """The layer whose weights fell to half their size first."""
-        shrunk = self.weight_by_layer < _SHRUNK * self.weight_by_layer[0]
+        shrunk = self.weight_by_layer < SHRUNK * self.weight_by_layer[0]
         if not shrunk.any():
             return None
         first = np.where(shrunk.any(axis=0), shrunk.argmax(axis=0), len(self.steps))
@@ -199,7 +198,7 @@ class _Signs:
 def _smooth(values: _Array) -> _Array:
     """The mean over the last few records."""
     sums = np.cumsum(np.insert(values, 0, 0.0))
-    start = np.maximum(np.arange(1, len(values) + 1) - _SMOOTHING, 0)
+    start = np.maximum(np.arange(1, len(values) + 1) - NUM_SMOOTHED, 0)
     return (sums[1:] - sums[start]) / (np.arange(1, len(values) + 1) - start)
 
 

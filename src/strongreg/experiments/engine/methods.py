@@ -56,6 +56,7 @@ def build_regularizers(
                 mode=recipe.penalty.mode,
                 strength_scale=recipe.penalty.strength_scale,
                 history_every=history_every,
+                warn_of_collapse=False,  # strongreg diagnose says it, with more to go by
             )
         else:
             # nothing acts: a look now and then is enough, one per epoch at least

@@ -1,0 +1,148 @@
+"""Trains runs whose fate is known and counts how many `strongreg diagnose` gets right.
+
+    python benchmarks/fates.py [--out FOLDER] [--json FILE] [--data-dir FOLDER]
+
+Also gives the number behind the live warning: the largest smoothed ratio of penalty gradient to loss gradient once the
+weights had fallen to half their first norm, in runs that lived and in runs that the penalty killed. The digits runs
+were at hand when the rules were written; those of Fashion-MNIST were not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from strongreg.collapse import NUM_SMOOTHED, SHRUNK
+from strongreg.experiments.engine import load_history
+from strongreg.experiments.fate import diagnose_run
+from strongreg.experiments.pool import Task, TaskPool
+from strongreg.experiments.recipe import build_recipe
+
+DEAD_RELU = "fates:dead_relu"
+L2_CONSTANT = {"penalty.name": "l2", "penalty.ramp_share": 0.0}
+LENET = {"model.name": "lenet300"}
+FASHION = {"data.name": "fashion_mnist", "data.num_train": 2000, **LENET}
+CASES: list[tuple[str, str, dict[str, Any]]] = [
+    ("learned", "dense", {"training.epochs": 25}),
+    ("learned", "dense", {"training.epochs": 25, **LENET}),
+    ("learned", "coherent", {"training.epochs": 60}),
+    ("learned", "always", {"training.epochs": 30, "penalty.strength": 0.0008}),
+    ("learned", "always", {"training.epochs": 30, "penalty.strength": 0.002, **LENET}),
+    ("learned", "coherent", {"training.epochs": 40, "penalty.strength": 0.1, **L2_CONSTANT}),
+    ("collapsed", "always", {"training.epochs": 25}),
+    ("collapsed", "always", {"training.epochs": 25, "penalty.strength": 0.05}),
+    ("collapsed", "always", {"training.epochs": 25, "penalty.strength": 0.3, **LENET}),
+    ("collapsed", "always", {"training.epochs": 40, "penalty.strength": 0.1, **L2_CONSTANT}),
+    ("collapsed", "always", {"training.epochs": 40, "penalty.strength": 1.0, **L2_CONSTANT}),
+    ("collapsed", "delayed", {"training.epochs": 30, "penalty.strength": 0.1}),
+    ("collapsed", "always", {"training.epochs": 25, "penalty.name": "group_l2", "penalty.strength": 0.1}),
+    ("diverged", "dense", {"training.epochs": 10, "optimizer.lr": 5.0}),
+    ("diverged", "dense", {"training.epochs": 10, "optimizer.lr": 0.5}),
+    ("diverged", "dense", {"training.epochs": 10, "optimizer.lr": 100.0, **LENET}),
+    ("dead_gradients", "dense", {"training.epochs": 10, "model.name": DEAD_RELU}),
+    ("dead_gradients", "coherent", {"training.epochs": 10, "model.name": DEAD_RELU}),
+    ("stalled", "dense", {"training.epochs": 5, "optimizer.lr": 1e-7}),
+    ("penalty_never_acted", "coherent", {"training.epochs": 25, "penalty.strength": 100.0, "gate.threshold": 0.99}),
+    ("penalty_never_acted", "coherent", {"training.epochs": 25, "gate.threshold": 1.0}),
+    ("penalty_never_acted", "delayed", {"training.epochs": 25, "gate.delay_share": 1.0, "penalty.refit_share": 0.0}),
+    ("learned", "dense", {"training.epochs": 15, **FASHION}),
+    ("learned", "coherent", {"training.epochs": 30, "penalty.strength": 0.003, **FASHION}),
+    ("collapsed", "always", {"training.epochs": 15, "penalty.strength": 0.2, **FASHION}),
+    ("collapsed", "always", {"training.epochs": 30, "penalty.strength": 2.0, **L2_CONSTANT, **FASHION}),
+    ("diverged", "dense", {"training.epochs": 8, "optimizer.lr": 50.0, **FASHION}),
+    ("penalty_never_acted", "coherent", {"training.epochs": 15, "penalty.strength": 50.0, **FASHION}),
+    ("dead_gradients", "dense", {"training.epochs": 8, **FASHION, "model.name": DEAD_RELU}),
+]
+
+
+def dead_relu(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """A network whose second hidden layer is never active."""
+    channels, height, width = image_shape
+    model = nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(channels * height * width, 64),
+        nn.ReLU(),
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Linear(64, num_classes),
+    )
+    nn.init.constant_(model[3].bias, -100.0)
+    return model
+
+
+def takeover_ratio(folder: Path) -> float | None:
+    """The largest smoothed ratio once the weights had fallen to half; None if they never did."""
+    history = load_history(folder / "history.safetensors")
+    gradient, penalty, weight, opened = (
+        torch.from_numpy(history[name].astype(np.float64))
+        for name in ("gradient_norm", "penalty_norm", "weight_norm", "open")
+    )
+    if len(weight) < NUM_SMOOTHED:
+        return None
+
+    def smooth(values: Tensor) -> Tensor:
+        return values.unfold(0, NUM_SMOOTHED, 1).mean(dim=1)
+
+    ratio = smooth(penalty * (opened > 0)) / smooth(gradient).clamp(min=1e-30)
+    shrunk = weight[NUM_SMOOTHED - 1 :] < SHRUNK * weight[0]
+    return float(ratio[shrunk].max()) if shrunk.any() else None
+
+
+def main() -> int:
+    """Train, diagnose, count."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--data-dir", type=Path, default=None)
+    arguments = parser.parse_args()
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    sys.path.insert(0, str(Path(__file__).parent))
+    warnings.simplefilter("ignore")
+    out = arguments.out or Path(tempfile.mkdtemp())
+    folders = [out / f"{i:02d}-{method}" for i, (_, method, _) in enumerate(CASES)]
+    with TaskPool(os.cpu_count() or 1) as pool:
+        pending = set()
+        for folder, (_, method, changes) in zip(folders, CASES, strict=True):
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / "result.json").exists():
+                task = Task(build_recipe(changes), method, 0, folder, arguments.data_dir)  # type: ignore[arg-type]
+                pending.add(pool.submit(task))
+        while pending:
+            for future in pool.wait(pending):
+                future.result()
+                pending.remove(future)
+    rows = []
+    for folder, (fate, method, changes) in zip(folders, CASES, strict=True):
+        verdict, ratio = diagnose_run(folder).verdict, takeover_ratio(folder)
+        rows.append({"fate": fate, "method": method, "changes": changes, "verdict": verdict, "takeover_ratio": ratio})
+        sign = "right" if verdict == fate else "WRONG"
+        print(
+            f"{sign}  {fate:20} {verdict:20} ratio {'-' if ratio is None else format(ratio, '.2g'):>6}  {method} {changes}"
+        )
+    num_right = sum(row["fate"] == row["verdict"] for row in rows)
+    ratios = {
+        fate: [row["takeover_ratio"] for row in rows if row["fate"] == fate and row["takeover_ratio"] is not None]
+        for fate in ("learned", "collapsed")
+    }
+    print(
+        f"{num_right} of {len(rows)} verdicts right; ratio at most {max(ratios['learned']):.2g} in runs that lived, "
+        f"at least {min(ratios['collapsed']):.2g} in runs that the penalty killed"
+    )
+    if arguments.json is not None:
+        content = {"num_right": num_right, "num_runs": len(rows), "runs": rows}
+        arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
