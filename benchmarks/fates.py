@@ -126,9 +126,8 @@ def main() -> int:
         verdict, ratio = diagnose_run(folder).verdict, takeover_ratio(folder)
         rows.append({"fate": fate, "method": method, "changes": changes, "verdict": verdict, "takeover_ratio": ratio})
         sign = "right" if verdict == fate else "WRONG"
-        print(
-            f"{sign}  {fate:20} {verdict:20} ratio {'-' if ratio is None else format(ratio, '.2g'):>6}  {method} {changes}"
-        )
+        shown = "-" if ratio is None else f"{ratio:.2g}"
+        print(f"{sign}  {fate:20} {verdict:20} ratio {shown:>6}  {method} {changes}")
     num_right = sum(row["fate"] == row["verdict"] for row in rows)
     ratios = {
         fate: [row["takeover_ratio"] for row in rows if row["fate"] == fate and row["takeover_ratio"] is not None]
