@@ -32,6 +32,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         from strongreg.cli.app import app
         from strongreg.experiments.errors import UserError
     except ImportError as error:
+        if not error.name or error.name.partition(".")[0] == __package__.partition(".")[0]:  # there, but broken
+            return _fail(f"cannot be started: {error}")
         return _fail(f"the command needs the package {error.name!r}: pip install 'strongreg[experiments]'")
     # BadParameter -> UsageError -> ClickException: click's own, or the copy that newer typers carry
     click_exception: type[Exception] = typer.BadParameter.__mro__[2]

@@ -8,6 +8,8 @@ from strongreg.experiments.engine.measurement import evaluate as evaluate
 from strongreg.experiments.engine.methods import build_regularizers as build_regularizers
 from strongreg.experiments.engine.methods import check_method as check_method
 from strongreg.experiments.engine.record import load_history as load_history
+from strongreg.experiments.engine.record import load_metrics as load_metrics
+from strongreg.experiments.engine.record import load_result as load_result
 
 __all__ = [
     "EpochMetrics",
@@ -17,5 +19,7 @@ __all__ = [
     "check_method",
     "evaluate",
     "load_history",
+    "load_metrics",
+    "load_result",
     "train",
 ]
