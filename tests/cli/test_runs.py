@@ -15,11 +15,12 @@ import pytest
 
 import strongreg
 from cli.command import COMMAND, RECIPE, SMALL, error, examples, interrupt, run
+from experiments.finished import DAMAGES, damage
 from experiments.recipes import recipe
 from strongreg import cli
 from strongreg.experiments import pool
 from strongreg.experiments.data import load_data
-from strongreg.experiments.engine import train
+from strongreg.experiments.engine import RunStoppedError, train
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.recipe import COMPARED, Recipe
 
@@ -141,6 +142,104 @@ def test_train_gives_the_numbers_of_the_same_method_and_seed_in_compare(capsys, 
     assert (alone / "report.html").exists()
 
 
+def test_train_shows_the_run_that_was_asked_for_and_keeps_the_others(capsys, out):
+    output, messages = run(capsys, "train", "--method", "delayed", *SMALL, "--out", out)
+    rows = [line.split()[0] for line in output.splitlines() if line.split()[:1] and line.split()[0] in COMPARED]
+    assert rows == ["delayed"]
+    assert "4 finished runs found" in messages
+    output, _ = run(capsys, "train", "--method", "delayed", *SMALL, "--out", out, "--json")
+    assert [entry["method"] for entry in json.loads(output)["runs"]] == ["delayed"]
+    assert [entry["method"] for entry in json.loads((out / "results.json").read_text())["runs"]] == list(COMPARED)
+
+
+def test_of_other_runs_in_the_directory_none_is_begun(capsys, no_training, out):
+    (out / "runs" / "coherent-seed0" / "result.json").unlink()
+    output, _ = run(capsys, "train", "--method", "coherent", *SMALL, "--out", out)
+    assert output == ""  # nothing of what was asked for is there to be shown
+    assert no_training.call_count == 1
+
+
+# ---------------------------------------------------------------------- recipes
+
+
+def test_a_recipe_file_is_what_is_trained_and_options_and_set_win_over_it(capsys, no_training):
+    Path("mine.toml").write_text(
+        """
+        [model]
+        name = "lenet300"
+        [penalty]
+        name = "l2"
+        strength = 0.3
+        [training]
+        epochs = 9
+        batch_size = 32
+        [optimizer]
+        lr = 0.5
+        """
+    )
+    options = ["--strength", "0.4", "--epochs", "7", "--set", "training.epochs=5", "--set", "optimizer.lr=0.25"]
+    run(capsys, "train", "--recipe", "mine.toml", *options, "--out", "here")
+    saved = Recipe(**json.loads(Path("here/config.json").read_text())["config"])
+    changes = {"model": "lenet300", "penalty": "l2", "strength": 0.4, "epochs": 5, "batch_size": 32, "lr": 0.25}
+    assert saved == recipe(**changes)
+    assert no_training.call_count == 1
+
+
+def test_the_recipe_that_a_run_leaves_behind_trains_it_again(capsys, out):
+    run(capsys, "train", "--recipe", out / "recipe.toml", "--method", "coherent", "--out", "again")
+    for name in ("weights.safetensors", "metrics.jsonl"):
+        file = f"runs/coherent-seed0/{name}"
+        assert (Path("again") / file).read_bytes() == (out / file).read_bytes()
+
+
+# ---------------------------------------------------------------------- resume
+
+
+def test_resume_of_finished_runs_shows_them_and_trains_nothing(capsys, out):
+    before = {file: file.stat().st_mtime_ns for file in out.glob("runs/*/*")}
+    output, messages = run(capsys, "train", "--resume", out)
+    rows = [line.split()[0] for line in output.splitlines() if line.split()[:1] and line.split()[0] in COMPARED]
+    assert rows == list(COMPARED)
+    assert f"4 finished runs found in {out}, 0 to train" in messages
+    assert {file: file.stat().st_mtime_ns for file in out.glob("runs/*/*")} == before
+
+
+def test_resume_trains_what_is_unfinished_from_its_checkpoint_with_the_recipe_of_the_directory(capsys, out):
+    folder = out / "runs" / "coherent-seed0"
+    expected = (folder / "weights.safetensors").read_bytes()
+    shutil.rmtree(folder)
+    folder.mkdir()
+    calls = iter([False] * 30 + [True])
+    with pytest.raises(RunStoppedError):
+        train(RECIPE, "coherent", 0, load_data("digits"), folder, should_stop=lambda: next(calls))
+    kept = (out / "runs" / "dense-seed0" / "result.json").stat().st_mtime_ns
+    # other options are not taken
+    output, messages = run(capsys, "train", "--resume", out, "--epochs", 50, "--method", "dense", "--json")
+    assert f"3 finished runs found in {out}, 1 to train, 1 of them from a checkpoint" in messages
+    assert [entry["method"] for entry in json.loads(output)["runs"]] == list(COMPARED)
+    assert (folder / "weights.safetensors").read_bytes() == expected
+    assert (out / "runs" / "dense-seed0" / "result.json").stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"config": 3}', '{"config": null}', '{"config": {"modle": {}}}'])
+def test_resume_with_a_damaged_configuration_is_one_line(capsys, no_training, out, content):
+    (out / "config.json").write_text(content)
+    text = error(capsys, "train", "--resume", out)
+    assert "config.json is damaged" in text or "modle" in text
+    assert no_training.call_count == 0
+
+
+def test_resume_of_a_folder_that_is_no_run_and_of_a_network_that_is_gone_is_one_line(capsys, no_training, out):
+    (out / "runs" / "mine-seed0").mkdir()
+    assert "mine-seed0 is not the folder of a run" in error(capsys, "train", "--resume", out)
+    (out / "runs" / "mine-seed0").rmdir()
+    content = (out / "config.json").read_text().replace('"lenet300"', '"lenet"')
+    (out / "config.json").write_text(content)
+    (out / "runs" / "dense-seed0" / "result.json").unlink()
+    assert "unknown model 'lenet'" in error(capsys, "train", "--resume", out)
+    assert no_training.call_count == 0
+
+
 # ---------------------------------------------------------------------- mistakes
 
 
@@ -228,6 +327,16 @@ def test_a_damaged_result_is_one_line_that_names_the_file(capsys, out, content):
     text = error(capsys, "compare", *SMALL, "--out", out)
     assert f"{file} is damaged" in text
     assert "delete its folder to train again" in text
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "history.safetensors", "metrics.jsonl"])
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("command", [["compare", *SMALL, "--out"], ["train", "--resume"]], ids=["compare", "resume"])
+def test_a_damaged_file_of_a_finished_run_is_one_line_that_names_it(capsys, no_training, out, command, name, how):
+    file = out / "runs" / "delayed-seed0" / name
+    damage(file, how)
+    assert f"{file} is missing or damaged" in error(capsys, *command, out)
+    assert no_training.call_count == 0
 
 
 @pytest.mark.parametrize("content", [None, '{"epoch": 1'])

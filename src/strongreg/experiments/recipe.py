@@ -167,7 +167,7 @@ class TrainingSection(_Section):
     checkpoint_every: int = Field(10, ge=0)
     """Save a checkpoint every n epochs; 0 for none but at an interrupt."""
     stop_when_dead: int = Field(0, ge=0)
-    """End a run that has been at chance for this many epochs, after it had a fair chance to learn; 0 for never."""
+    """End a run that has been at chance for this many epochs in a row; 0 for never."""
 
 
 class PruningSection(_Section):
