@@ -46,13 +46,14 @@ def examples(help_text: str) -> list[list[str]]:
     return [arguments[: arguments.index(">")] if ">" in arguments else arguments for _, *arguments in found]
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
+def start(*arguments: object, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
     """Start the command at the head of a process group, as a shell does."""
     return subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=os.environ | (environment or {}),
         start_new_session=True,
         # a suite that runs in the background of a shell inherits that Ctrl-C is ignored
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),

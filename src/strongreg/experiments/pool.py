@@ -60,8 +60,9 @@ class TaskPool:
 
     def __init__(self, workers: int, threads: int = 1) -> None:
         context = multiprocessing.get_context("spawn")
-        self._epochs: multiprocessing.Queue[tuple[Path, EpochMetrics]] = context.Queue()
-        self._stop = context.Event()
+        with _interrupts_held_back():  # multiprocessing's own helper starts here, and outlives a closed terminal too
+            self._epochs: multiprocessing.Queue[tuple[Path, EpochMetrics]] = context.Queue()
+            self._stop = context.Event()
         initial = (self._epochs, self._stop, threads)
         self._pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=initial)
 
