@@ -221,11 +221,11 @@ def test_resume_trains_what_is_unfinished_from_its_checkpoint_with_the_recipe_of
     assert (out / "runs" / "dense-seed0" / "result.json").stat().st_mtime_ns == kept
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"config": 3}', '{"config": null}', '{"config": {"modle": {}}}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"config": 3}', '{"config": null}', '{"config": {"modelx": {}}}'])
 def test_resume_with_a_damaged_configuration_is_one_line(capsys, no_training, out, content):
     (out / "config.json").write_text(content)
     text = error(capsys, "train", "--resume", out)
-    assert "config.json is damaged" in text or "modle" in text
+    assert "config.json is damaged" in text or "modelx" in text
     assert no_training.call_count == 0
 
 
@@ -266,7 +266,7 @@ def test_resume_of_a_folder_that_is_no_run_and_of_a_network_that_is_gone_is_one_
         ("--device privateuseone", "device 'privateuseone' cannot be used"),
         ("--out mine", "cannot write to mine"),
         ("--out mine/below", "cannot write to mine/below"),
-        ("--set penalty.stength=1", "did you mean penalty.strength?"),
+        ("--set penalty.strengthx=1", "did you mean penalty.strength?"),
         ("--set penalty.strength", "write section.key=value"),
         ("--set data.validation_share=2", "data.validation_share=2: must"),
         ("--recipe none.toml", "cannot read recipe none.toml"),

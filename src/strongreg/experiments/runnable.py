@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from strongreg.experiments.engine import check_method
+from strongreg.experiments.engine import check_board, check_method
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.models import build_model
 from strongreg.experiments.pool import recipe_data
 from strongreg.experiments.recipe import Method, Recipe, show_recipe
 
-_WITHOUT_EFFECT = ("checkpoint_every",)
+_WITHOUT_EFFECT = ("checkpoint_every", "tensorboard")
 
 
 def on_a_real_device(recipe: Recipe) -> Recipe:
@@ -52,6 +52,8 @@ def check_runnable(recipe: Recipe, methods: Iterable[Method], data_dir: Path | N
         raise UserError(f"device {device!r} cannot be used: {reason}") from error
     chosen = list(methods)
     for own in {show_recipe(r): r for r in map(recipe.for_method, chosen)}.values():
+        if own.training.tensorboard:
+            check_board()
         data = recipe_data(own, data_dir)
         options = own.model.model_dump(exclude={"name"})
         model = build_model(own.model.name, data.image_shape, data.num_classes, **options)

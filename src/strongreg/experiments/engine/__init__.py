@@ -1,5 +1,6 @@
 """Trains one network once: plain torch with the two lines of strongreg."""
 
+from strongreg.experiments.engine.board import check_board as check_board
 from strongreg.experiments.engine.loop import RunStoppedError as RunStoppedError
 from strongreg.experiments.engine.loop import train as train
 from strongreg.experiments.engine.measurement import EpochMetrics as EpochMetrics
@@ -16,6 +17,7 @@ __all__ = [
     "RunResult",
     "RunStoppedError",
     "build_regularizers",
+    "check_board",
     "check_method",
     "evaluate",
     "load_history",
