@@ -57,7 +57,7 @@ def test_a_bad_value_is_an_error_that_names_the_key_and_the_value(key, value):
 
 @pytest.mark.parametrize(
     ("key", "nearest"),
-    [("penalty.stength", "penalty.strength"), ("training.epoch", "training.epochs"), ("epochs", "training.epochs")],
+    [("penalty.strengthx", "penalty.strength"), ("training.epoch", "training.epochs"), ("epochs", "training.epochs")],
 )
 def test_an_unknown_key_is_an_error_that_names_the_nearest(key, nearest):
     assert _error({key: 3}) == f"{key}=3: unknown key; did you mean {nearest}?"

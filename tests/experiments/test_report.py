@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from experiments.finished import change, train_runs
+from experiments.pages import Page, assert_needs_nothing, assert_references_are_there_once
 from experiments.recipes import recipe
 from strongreg.experiments.compare import Comparison
-from strongreg.experiments.data import load_data
-from strongreg.experiments.engine import train
 from strongreg.experiments.recipe import COMPARED, show_recipe
 from strongreg.experiments.report import write_report
 
@@ -22,30 +20,10 @@ RECIPE = recipe(model="lenet300", epochs=2, strength=0.015)
 SEEDS = [0, 1]
 
 
-class _Page(HTMLParser):
-    """The tags, attributes and texts of a page."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags, self.attributes, self.texts = [], [], []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_data(self, data):
-        self.texts += [data.strip()] if data.strip() else []
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """Four methods with two seeds, trained in this process."""
-    directory, data = tmp_path_factory.mktemp("report"), load_data("digits")
-    for job in Comparison(RECIPE, COMPARED, SEEDS, directory).jobs:
-        train(RECIPE, job.method, job.seed, data, directory / "runs" / job.directory_name, lambda metrics: None)
-    return directory
+    return train_runs(tmp_path_factory.mktemp("report"), RECIPE, COMPARED, SEEDS)
 
 
 def _report(directory: Path, methods=COMPARED, seeds=SEEDS) -> str:
@@ -65,37 +43,19 @@ def directory(trained, tmp_path) -> Path:
 
 
 def _change(directory: Path, run: str, **changes) -> None:
-    folder = directory / "runs" / run
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    metrics = [line | {k: v for k, v in changes.items() if k in line} for line in lines]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
-    result = json.loads((folder / "result.json").read_text())
-    (folder / "result.json").write_text(json.dumps(result | {k: v for k, v in changes.items() if k in result}))
+    change(directory / "runs" / run, **changes)
 
 
 def test_the_report_needs_no_other_file_and_no_network(html):
-    page = _Page(html)
-    assert not set(page.tags) & {"script", "link", "img", "iframe", "object", "embed", "base", "video", "audio"}
-    references = [value for _, name, value in page.attributes if name in {"src", "href", "xlink:href", "data"}]
-    assert all(value.startswith("#") for value in references)
-    assert not [name for _, name, _ in page.attributes if name.startswith("on") or name == "srcset"]
-    assert all(target.startswith("#") for target in re.findall(r"url\(['\"]?([^)]*)\)", html))
-    assert "@import" not in html
-    # what is left are the names of XML namespaces and of the drawing's type, which nothing fetches
-    names = ("xmlns", "rdf:resource")
-    urls = [value for _, name, value in page.attributes if "://" in value and not name.startswith(names)]
-    assert urls == []
+    assert_needs_nothing(html)
 
 
 def test_everything_that_a_drawing_refers_to_is_there_once(html):
-    ids = Counter(value for _, name, value in _Page(html).attributes if name == "id")
-    wanted = set(re.findall(r"url\(#([^)]*)\)", html)) | set(re.findall(r'href="#([^"]*)"', html))
-    assert wanted
-    assert {name: ids[name] for name in wanted} == dict.fromkeys(wanted, 1)
+    assert_references_are_there_once(html)
 
 
 def test_the_report_is_one_html_page_with_three_drawings(html):
-    page = _Page(html)
+    page = Page(html)
     assert html.startswith("<!doctype html>")
     assert (page.tags.count("html"), page.tags.count("body"), page.tags.count("svg")) == (1, 1, 3)
     assert html.count("<svg") == html.count("</svg>") == 3
@@ -117,11 +77,11 @@ def test_the_report_is_one_html_page_with_three_drawings(html):
     ],
 )
 def test_the_drawings_name_what_they_show(html, text):
-    assert text in _Page("".join(re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL))).texts
+    assert text in Page("".join(re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL))).texts
 
 
 def test_the_report_shows_every_method_every_run_and_the_whole_configuration(html):
-    page = _Page(html)
+    page = Page(html)
     assert "lenet300 on digits: dense, always, delayed, coherent" in page.texts
     rows = re.findall(r"<tr[^>]*><td>(.*?)</td><td>(.*?)</td>", html)
     assert [first for first, _ in rows] == [*COMPARED, *[method for _ in SEEDS for method in COMPARED]]
@@ -149,7 +109,7 @@ def test_one_seed_has_no_interval(directory):
 def test_runs_that_are_missing_are_left_out(directory):
     for run in ("dense-seed0", "always-seed0", "always-seed1", "delayed-seed0", "delayed-seed1"):
         (directory / "runs" / run / "result.json").unlink()
-    assert "lenet300 on digits: dense, coherent" in _Page(_report(directory)).texts
+    assert "lenet300 on digits: dense, coherent" in Page(_report(directory)).texts
 
 
 def test_a_dead_run_is_marked_and_has_nothing_left(directory):
@@ -175,5 +135,5 @@ def test_a_run_without_penalty_is_drawn(directory):
 def test_text_from_the_runs_is_escaped(directory):
     _change(directory, "coherent-seed0", gate="<script>alert('1')</script>")
     html = _report(directory)
-    assert "script" not in _Page(html).tags
+    assert "script" not in Page(html).tags
     assert "&lt;script&gt;" in html

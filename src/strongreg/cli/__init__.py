@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 _EXIT_USER_ERROR = 2
 _EXIT_INTERRUPTED = 130  # what typer makes of Ctrl-C
@@ -27,11 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:  # slow, and absent where only the library is installed
-        import typer
+        with _interrupted_at_once():
+            import typer
 
-        from strongreg.cli.app import app
-        from strongreg.experiments.errors import UserError
+            from strongreg.cli.app import app
+            from strongreg.experiments.errors import UserError
     except ImportError as error:
+        if not error.name or error.name.partition(".")[0] == __package__.partition(".")[0]:  # there, but broken
+            return _fail(f"cannot be started: {error}")
         return _fail(f"the command needs the package {error.name!r}: pip install 'strongreg[experiments]'")
     # BadParameter -> UsageError -> ClickException: click's own, or the copy that newer typers carry
     click_exception: type[Exception] = typer.BadParameter.__mro__[2]
@@ -49,7 +56,26 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _fail(f"cannot write the output: {error.strerror or error}")
 
 
+@contextlib.contextmanager
+def _interrupted_at_once() -> Iterator[None]:
+    """Ctrl-C ends the process: an exception within an import may be swallowed there, and leave half a module."""
+
+    def end(*_: object) -> None:
+        os._exit(_fail("interrupted"))
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _fail(message: str) -> int:
     one_line = " ".join(message.split())
     sys.stderr.write(f"strongreg: error: {one_line}\n")
+    sys.stderr.flush()
     return _EXIT_USER_ERROR

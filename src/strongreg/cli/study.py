@@ -51,7 +51,7 @@ EPILOG_REPORT = """Examples:
 
 strongreg report strongreg-out/compare-1
 
-strongreg report strongreg-out/compare-1 strongreg-out/compare-2 --out both.html
+strongreg report runs/first runs/second --out both.html
 
 strongreg report runs/a runs/b runs/c"""
 
@@ -73,7 +73,9 @@ def tolerance(
     seeds: Annotated[int, typer.Option(help="A strength is endured if it is at every one of N seeds.")] = 1,
     precision: Annotated[float, typer.Option(help="Largest ratio of the two ends of a level's final bracket.")] = 1.2,
     device: Device = None,
-    workers: Annotated[int | None, typer.Option(help="Processes at a time. Default: the number of cores.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes at a time. Default: the number of cores on the CPU, 1 elsewhere.")
+    ] = None,
     out: Out = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print tolerance.json instead of the table.")] = False,
 ) -> None:
@@ -104,7 +106,8 @@ def tolerance(
     chosen = [method for method in TOLERANT if method in names]
     study = ToleranceStudy(built, chosen, range(seeds), directory, precision=precision, data_dir=data_dir)
     messages = Console(stderr=True)
-    num_workers = workers or min(os.cpu_count() or 1, len(chosen) * seeds)
+    num_cores = (os.cpu_count() or 1) if study.recipe.training.device == "cpu" else 1
+    num_workers = workers or min(num_cores, len(chosen) * seeds)
     try:
         with interruptible():
             levels = study.run(num_workers, ProbeLines(messages))
@@ -114,12 +117,16 @@ def tolerance(
         ) from None
     from strongreg.experiments.drawing import draw_tolerance  # matplotlib is slow to import
 
-    (directory / "tolerance.svg").write_text(draw_tolerance(study.probes, levels), encoding="utf-8")
+    drawing = directory / "tolerance.svg"
+    try:
+        drawing.write_text(draw_tolerance(study.probes, levels), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write to {drawing}: {error.strerror or error}") from error
     if as_json:
         typer.echo((directory / "tolerance.json").read_text(encoding="utf-8"), nl=False)
     else:
         show_tolerances(Console(), built, levels)
-    written = f"wrote {directory / 'tolerance.json'} and {directory / 'tolerance.svg'}"
+    written = f"wrote {directory / 'tolerance.json'} and {drawing}"
     messages.print(written, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,16 +12,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 import strongreg
-from strongreg.experiments.engine import EpochMetrics, RunResult, check_method
+from strongreg.experiments.engine import EpochMetrics, RunResult
 from strongreg.experiments.engine.checkpoint import FILE_NAME as CHECKPOINT
 from strongreg.experiments.engine.loop import WEIGHTS_FILE
 from strongreg.experiments.engine.record import FILE_NAME as HISTORY_FILE
-from strongreg.experiments.engine.record import load_history, load_result
+from strongreg.experiments.engine.record import METRICS_FILE, load_history, load_metrics, load_result
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.files import read_json, write_bytes, write_json
-from strongreg.experiments.models import build_model
-from strongreg.experiments.pool import Task, TaskPool, recipe_data
+from strongreg.experiments.pool import Task, TaskPool
 from strongreg.experiments.recipe import METHODS, Method, Recipe, build_recipe, show_recipe
+from strongreg.experiments.runnable import check_runnable, on_a_real_device, outcome
 
 _CONFIG_REMEDY = "delete this one file if its runs are of the same recipe, or choose another --out"
 
@@ -94,9 +93,9 @@ class Comparison:
         directory: Path,
         data_dir: Path | None = None,
     ) -> None:
-        self.recipe, self.directory, self.data_dir = _on_a_real_device(recipe), directory, data_dir
+        self.recipe, self.directory, self.data_dir = on_a_real_device(recipe), directory, data_dir
         self.jobs = [Job(method, seed) for seed in seeds for method in methods]
-        self._check_runnable()
+        check_runnable(self.recipe, dict.fromkeys(methods), data_dir)
         self._open_directory()
 
     @classmethod
@@ -111,15 +110,20 @@ class Comparison:
             A comparison of the runs that have a folder there.
 
         Raises:
-            UserError: the directory holds no runs.
+            UserError: the directory holds no runs, a file in it is damaged, or what is unfinished cannot be run here.
         """
         file = directory / "config.json"
         if not file.exists():
             raise UserError(f"{directory} holds no runs: there is no {file.name} in it")
-        recipe = build_recipe({}, read_json(file, _CONFIG_REMEDY).get("config"))
+        config = read_json(file, _CONFIG_REMEDY).get("config")
+        if not isinstance(config, dict):
+            raise UserError(f"{file} is damaged: {_CONFIG_REMEDY}")
+        recipe = build_recipe({}, config)
         jobs = [_job(folder) for folder in sorted((directory / "runs").glob("*-seed*"))]
         comparison = cls(recipe, [], [], directory, data_dir)
         comparison.jobs = sorted(jobs, key=lambda job: (job.seed, METHODS.index(job.method)))
+        unfinished = [job.method for job in comparison.jobs if job not in comparison.results]
+        check_runnable(comparison.recipe, dict.fromkeys(unfinished), data_dir)
         return comparison
 
     @property
@@ -187,16 +191,9 @@ class Comparison:
             One entry per epoch.
 
         Raises:
-            UserError: the file cannot be read, or does not hold one line per epoch.
+            UserError: the file is missing, damaged, or does not hold one line per epoch.
         """
-        file = self._run_directory(job) / "metrics.jsonl"
-        try:
-            metrics = [EpochMetrics(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
-        except (OSError, ValueError, TypeError):
-            metrics = []
-        if len(metrics) != self.results[job].epochs:
-            raise UserError(f"{file} is damaged: delete its folder to train again")
-        return metrics
+        return load_metrics(self._run_directory(job) / METRICS_FILE, self.results[job].epochs)
 
     def check_files(self, job: Job) -> None:
         """Check that a finished run's files are all there and whole.
@@ -214,27 +211,11 @@ class Comparison:
             with safe_open(folder / WEIGHTS_FILE, framework="pt") as weights:
                 weights.keys()
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{folder / WEIGHTS_FILE} is damaged: delete its folder to train again") from error
+            file = folder / WEIGHTS_FILE
+            raise UserError(f"{file} is missing or damaged: delete its folder to train again") from error
 
     def _run_directory(self, job: Job) -> Path:
         return self.directory / "runs" / job.directory_name
-
-    def _check_runnable(self) -> None:
-        device = self.recipe.training.device
-        try:
-            torch.zeros(1, device=device).item()
-        except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-            reason = str(error).split("\n", maxsplit=1)[0]
-            raise UserError(f"device {device!r} cannot be used: {reason}") from error
-        for recipe in {show_recipe(r): r for r in map(self.recipe.for_method, self._methods())}.values():
-            data = recipe_data(recipe, self.data_dir)
-            options = recipe.model.model_dump(exclude={"name"})
-            model = build_model(recipe.model.name, data.image_shape, data.num_classes, **options)
-            for method in self._methods():
-                check_method(method, model)
-
-    def _methods(self) -> list[Method]:
-        return list(dict.fromkeys(job.method for job in self.jobs))
 
     def _open_directory(self) -> None:
         config_file = self.directory / "config.json"
@@ -242,7 +223,7 @@ class Comparison:
         try:
             if config_file.exists():
                 before = read_json(config_file, _CONFIG_REMEDY).get("config")
-                if _outcome(before) != _outcome(shared):
+                if outcome(before) != outcome(shared):
                     raise UserError(
                         f"{self.directory} holds runs of another recipe{_difference(before, shared)}: "
                         "choose another --out"
@@ -272,15 +253,6 @@ class Comparison:
         write_json(self.directory / "results.json", {"runs": [asdict(result) for result in self.finished_results]})
 
 
-def _on_a_real_device(recipe: Recipe) -> Recipe:
-    """The recipe with "auto" replaced by the best device that there is."""
-    if recipe.training.device != "auto":
-        return recipe
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    device = "cpu" if accelerator is None else accelerator.type
-    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"device": device})})
-
-
 def _job(folder: Path) -> Job:
     name, _, seed = folder.name.rpartition("-seed")
     for method in METHODS:
@@ -291,14 +263,6 @@ def _job(folder: Path) -> Job:
 
 def _cannot_write(directory: Path, error: OSError) -> UserError:
     return UserError(f"cannot write to {directory}: {error.strerror or error}; choose another --out")
-
-
-def _outcome(config: Any) -> Any:
-    """A recipe without what changes no number."""
-    if not isinstance(config, dict) or not isinstance(config.get("training"), dict):
-        return config
-    training = {key: value for key, value in config["training"].items() if key != "checkpoint_every"}
-    return {**config, "training": training}
 
 
 def _difference(before: Any, now: dict[str, Any]) -> str:

@@ -21,10 +21,12 @@ def read_json(file: Path, remedy: str = "delete its folder to train again") -> d
         Its content.
 
     Raises:
-        UserError: the file does not hold a JSON object.
+        UserError: the file cannot be read, or does not hold a JSON object.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
     except ValueError:
         content = None
     if not isinstance(content, dict):

@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import strongreg
 from strongreg.diagnosis import Diagnosis
 from strongreg.experiments.drawing import COLORS, svg
-from strongreg.experiments.engine import RunResult
+from strongreg.experiments.engine import EpochMetrics, RunResult, load_history, load_metrics, load_result
 from strongreg.experiments.engine.loop import RECIPE_FILE, WEIGHTS_FILE
 from strongreg.experiments.engine.record import FILE_NAME as HISTORY_FILE
-from strongreg.experiments.engine.record import load_history, load_result
+from strongreg.experiments.engine.record import METRICS_FILE, RESULT_FILE
 from strongreg.experiments.errors import UserError
-from strongreg.experiments.fate import diagnose_run, read_metrics
+from strongreg.experiments.fate import diagnose_run
 
 _MOST_LAYERS = 40
-_NO_FRONT = 2
+_FEWEST_OF_A_FRONT = 2
+_ROOM = 3.0
 
 
 @dataclass(frozen=True)
 class _Run:
     name: str
     result: RunResult
-    metrics: list[dict[str, Any]]
+    metrics: list[EpochMetrics]
     layers: list[tuple[str, float]]
     """Each penalized tensor, from input to output, with the share of its weights that is kept."""
     diagnosis: Diagnosis
@@ -59,7 +61,7 @@ def write_gallery(directories: list[Path], file: Path) -> None:
         UserError: a run's file is missing or damaged.
         OSError: the page cannot be written.
     """
-    runs = [_read(directory) for directory in directories]
+    runs = [_read(directory, name) for directory, name in _names(directories).items()]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("strongreg.experiments"), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -70,7 +72,7 @@ def write_gallery(directories: list[Path], file: Path) -> None:
         title=f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}",
         version=strongreg.__version__,
         runs=runs,
-        front={run.name for run in pareto_front(runs)},
+        front=pareto_front(runs),
         figures=[
             ("Accuracy against size", svg(lambda figure: _draw_front(figure, runs), 3.6), _FRONT_CAPTION),
             ("Over the epochs", svg(lambda figure: _draw_curves(figure, runs), 3.2), _CURVES_CAPTION),
@@ -84,69 +86,74 @@ def write_gallery(directories: list[Path], file: Path) -> None:
 
 _FRONT_CAPTION = (
     "Each run is a point: test accuracy after the last epoch against penalized weights / weights that are not 0. The "
-    "line joins the runs that no other beats in both. Runs at chance are crosses."
+    "line joins the runs that no other beats. Runs at chance are crosses, drawn at most 3 times further right than the "
+    "smallest network that lives."
 )
 _CURVES_CAPTION = "Accuracy on the validation images (the test images where none were held out), and the weights left."
-_LAYERS_CAPTION = "Share of the weights that are not 0, from input to output."
+_LAYERS_CAPTION = f"Share of the weights that are not 0, from input to output; the first {_MOST_LAYERS} layers at most."
 
 
 def pareto_front(runs: list[_Run]) -> list[_Run]:
-    """The runs that no other run beats in accuracy and size at once.
+    """The living runs that no other beats: at least as small, at least as accurate, and better in one of the two.
 
     Args:
         runs: any.
 
     Returns:
-        The undominated ones, from the largest to the smallest network.
+        The undominated ones, from the largest to the smallest network; equals stand side by side.
     """
-    front: list[_Run] = []
-    for run in sorted(runs, key=lambda r: (-r.compression, -r.result.accuracy)):
-        if run.result.alive and (not front or run.result.accuracy > front[-1].result.accuracy):
-            front.append(run)
-    return front[::-1]
+
+    def beats(one: _Run, other: _Run) -> bool:
+        mine, others = ((run.compression, run.result.accuracy) for run in (one, other))
+        return mine != others and mine[0] >= others[0] and mine[1] >= others[1]
+
+    alive = [run for run in runs if run.result.alive]
+    front = [run for run in alive if not any(beats(other, run) for other in alive)]
+    return sorted(front, key=lambda run: (run.compression, -run.result.accuracy))
 
 
-def _read(directory: Path) -> _Run:
-    result = load_result(directory / "result.json")
-    try:
-        weights = load_file(directory / WEIGHTS_FILE)
-        recipe = (directory / RECIPE_FILE).read_text(encoding="utf-8")
-    except Exception as error:
-        raise UserError(f"{directory}: {WEIGHTS_FILE} or {RECIPE_FILE} is missing or damaged ({error})") from error
+def _names(directories: list[Path]) -> dict[Path, str]:
+    """Each directory once, with its name and its study's; its path where another one is called the same."""
+    names: dict[Path, str] = {}
+    for resolved, directory in {directory.resolve(): directory for directory in reversed(directories)}.items():
+        parent = resolved.parents[1] if resolved.parent.name == "runs" else resolved.parent
+        names[directory] = f"{parent.name}/{resolved.name}"
+    taken = Counter(names.values())
+    return {path: name if taken[name] == 1 else str(path) for path, name in reversed(names.items())}
+
+
+def _read(directory: Path, name: str) -> _Run:
+    result = load_result(directory / RESULT_FILE)
+    metrics = load_metrics(directory / METRICS_FILE, result.epochs)
     order = load_history(directory / HISTORY_FILE).layers  # the model's; safetensors sorts by name
-    layers = [(name, float((weights[name] != 0).float().mean())) for name in order if name in weights]
-    parent = directory.parent.parent.name if directory.parent.name == "runs" else directory.parent.name
-    name = f"{parent}/{directory.name}" if parent else directory.name
-    return _Run(name, result, read_metrics(directory), layers, diagnose_run(directory), recipe)
+    file = directory / WEIGHTS_FILE
+    try:
+        weights = load_file(file)
+        file = directory / RECIPE_FILE
+        recipe = file.read_text(encoding="utf-8")
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{file} is missing or damaged: train that run again") from error
+    layers = [(layer, float((weights[layer] != 0).float().mean())) for layer in order if layer in weights]
+    return _Run(name, result, metrics, layers, diagnose_run(directory), recipe)
 
 
 def _draw_front(figure: Figure, runs: list[_Run]) -> None:
     ax = figure.subplots()
     seen: set[str] = set()
     largest = max((r.compression for r in runs if math.isfinite(r.compression) and r.result.alive), default=1.0)
+
+    def place(run: _Run) -> tuple[float, float]:
+        """Not beyond what leaves room for the others: nothing left would lie at infinity."""
+        return min(run.compression, _ROOM * largest), 100 * run.result.accuracy
+
     for run in runs:
-        method = run.result.method
-        shown = min(run.compression, 3 * largest)
-        label = method if method not in seen else None
-        seen.add(method)
-        ax.plot(
-            shown,
-            100 * run.result.accuracy,
-            "o" if run.result.alive else "x",
-            color=run.color,
-            label=label,
-            markersize=6,
-        )
+        label = run.result.method if run.result.method not in seen else None
+        seen.add(run.result.method)
+        ax.plot(*place(run), "o" if run.result.alive else "x", color=run.color, label=label, markersize=6)
     front = pareto_front(runs)
-    if len(front) >= _NO_FRONT:
-        ax.plot(
-            [r.compression for r in front],
-            [100 * r.result.accuracy for r in front],
-            color="#1d2433",
-            linewidth=1,
-            linestyle="--",
-            zorder=0,
-        )
+    if len(front) >= _FEWEST_OF_A_FRONT:
+        x, y = zip(*map(place, front), strict=True)
+        ax.plot(x, y, color="#1d2433", linewidth=1, linestyle="--", zorder=0)
     ax.set(xscale="log", xlabel="times smaller", ylabel="test accuracy (%)")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
@@ -154,10 +161,10 @@ def _draw_front(figure: Figure, runs: list[_Run]) -> None:
 def _draw_curves(figure: Figure, runs: list[_Run]) -> None:
     left, right = figure.subplots(1, 2)
     for run in runs:
-        epochs = [line["epoch"] for line in run.metrics]
+        epochs = [line.epoch for line in run.metrics]
         style = {"color": run.color, "linewidth": 1.1, "alpha": 0.8}
-        left.plot(epochs, [100 * line["accuracy"] for line in run.metrics], **style)
-        right.plot(epochs, [max(line["num_nonzero"], 0.5) for line in run.metrics], **style)
+        left.plot(epochs, [100 * line.accuracy for line in run.metrics], **style)
+        right.plot(epochs, [max(line.num_nonzero, 0.5) for line in run.metrics], **style)
     left.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(0, 101))
     right.set(xlabel="epoch", ylabel="weights that are not 0", yscale="log")
 

@@ -26,6 +26,7 @@ from strongreg.experiments.recipe import Method, Recipe
 
 _POLL_SECONDS = 0.1
 _EXIT_TERMINATED = 128 + signal.SIGTERM
+_TERMINATING = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ class TaskPool:
 
     def __init__(self, workers: int, threads: int = 1) -> None:
         context = multiprocessing.get_context("spawn")
-        self._epochs: multiprocessing.Queue[tuple[Path, EpochMetrics]] = context.Queue()
-        self._stop = context.Event()
+        with _interrupts_held_back():  # multiprocessing's own helper starts here, and outlives a closed terminal too
+            self._epochs: multiprocessing.Queue[tuple[Path, EpochMetrics]] = context.Queue()
+            self._stop = context.Event()
         initial = (self._epochs, self._stop, threads)
         self._pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=initial)
 
@@ -71,9 +73,15 @@ class TaskPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop what is under way, and wait for it."""
+        """Stop what is under way, and wait for it.
+
+        Raises:
+            UserError: a process died.
+        """
         self._stop.set()
         self._pool.shutdown(cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):  # of a submit, or of an outcome that nobody waited for
+            raise _process_died() from error
 
     def submit(self, task: Task) -> Future[RunResult | None]:
         """Train a run when a process is free.
@@ -110,10 +118,12 @@ class TaskPool:
                 on_epoch(*self._epochs.get_nowait())
         for future in done:
             if isinstance(future.exception(), BrokenProcessPool):
-                raise UserError(
-                    "a training process died (out of memory?): try fewer --workers; finished runs are kept"
-                ) from future.exception()
+                raise _process_died() from future.exception()
         return done
+
+
+def _process_died() -> UserError:
+    return UserError("a training process died (out of memory?): try fewer --workers; finished runs are kept")
 
 
 def recipe_data(recipe: Recipe, data_dir: Path | None) -> ImageData:
@@ -137,7 +147,10 @@ def recipe_data(recipe: Recipe, data_dir: Path | None) -> ImageData:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Within the block a request to terminate (SIGTERM, SIGHUP) is what Ctrl-C is: checkpoints are saved."""
+    """Within the block a request to terminate (SIGTERM, SIGHUP) is what Ctrl-C is: checkpoints are saved.
+
+    What was ignored before, such as SIGHUP under nohup, stays ignored.
+    """
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -145,8 +158,8 @@ def interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
-    before = {number: signal.signal(number, interrupt) for number in numbers}
+    heard = [number for number in _TERMINATING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:
@@ -160,7 +173,7 @@ def _interrupts_held_back() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *_TERMINATING})
     try:
         yield
     finally:
@@ -186,7 +199,9 @@ def _on_terminate(*_: object) -> None:
 def _start_worker(epochs: multiprocessing.Queue[tuple[Path, EpochMetrics]], stop: Any, threads: int) -> None:
     global _epochs, _stop
     _epochs, _stop = epochs, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    for name in ("SIGINT", "SIGHUP"):  # Ctrl-C and a closed terminal reach the whole group; the parent decides
+        if (number := getattr(signal, name, None)) is not None:
+            signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _on_terminate)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

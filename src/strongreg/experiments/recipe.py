@@ -166,8 +166,10 @@ class TrainingSection(_Section):
     """Record norms and coherence at every n-th step."""
     checkpoint_every: int = Field(10, ge=0)
     """Save a checkpoint every n epochs; 0 for none but at an interrupt."""
+    tensorboard: bool = False
+    """Whether each epoch's numbers are written for TensorBoard too, into the run's directory."""
     stop_when_dead: int = Field(0, ge=0)
-    """End a run that has been at chance for this many epochs, after it had a fair chance to learn; 0 for never."""
+    """End a run that has been at chance for this many epochs in a row; 0 for never."""
 
 
 class PruningSection(_Section):

@@ -16,6 +16,7 @@ from strongreg.experiments.errors import UserError
 from strongreg.experiments.files import read_json, write_json
 from strongreg.experiments.pool import Task, TaskPool
 from strongreg.experiments.recipe import Method, Recipe, build_recipe
+from strongreg.experiments.runnable import check_runnable, on_a_real_device, outcome
 
 TOLERANT: tuple[Method, ...] = ("always", "delayed", "coherent")
 DEFAULTS = {
@@ -26,6 +27,7 @@ DEFAULTS = {
 }
 """Fields that differ from the defaults of compare: constant strength, and short runs."""
 
+_RECIPE_REMEDY = "delete this one file if its runs are of the same recipe, or choose another --out"
 _LEARNED = 0.5  # half way from chance to the dense network
 _ACTED = 0.1  # of the steps at which it may: less, and the network lives because it was left alone
 _FACTOR = 4.0
@@ -134,7 +136,7 @@ class ToleranceStudy:
         data_dir: where the data sets lie; None for the usual places.
 
     Raises:
-        UserError: a number is out of range, or the directory cannot be written.
+        UserError: a number is out of range, the recipe cannot be run, or the directory cannot be written.
     """
 
     def __init__(
@@ -147,12 +149,16 @@ class ToleranceStudy:
         precision: float = 1.2,
         data_dir: Path | None = None,
     ) -> None:
-        self.recipe, self.methods, self.seeds, self.directory = recipe, list(methods), list(seeds), directory
-        self.data_dir = data_dir
+        self.recipe, self.directory, self.data_dir = on_a_real_device(recipe), directory, data_dir
+        self.methods, self.seeds = list(methods), list(seeds)
         self.dense: list[RunResult] = []
         self.probes: list[Probe] = []
         self._searches = {m: search(m, recipe.penalty.strength, precision) for m in self.methods}
         self._next = {method: next(found) for method, found in self._searches.items()}
+        for method in self.methods:
+            if "penalty.strength" in recipe.methods.get(method, {}):
+                raise UserError(f"methods.{method} sets penalty.strength, which the search has to choose: leave it out")
+        check_runnable(self.recipe, ["dense", *self.methods], data_dir)
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._check_recipe()
@@ -161,7 +167,7 @@ class ToleranceStudy:
 
     def _check_recipe(self) -> None:
         file, shared = self.directory / "recipe.json", self.recipe.model_dump(mode="json")
-        if file.exists() and read_json(file) != shared:
+        if file.exists() and outcome(read_json(file, _RECIPE_REMEDY)) != outcome(shared):
             raise UserError(f"{self.directory} holds runs of another recipe: choose another --out")
         write_json(file, shared)
 

@@ -270,6 +270,34 @@ def test_a_run_that_diverges_ends_with_null_instead_of_nan(tmp_path, data, metho
     assert read_json(tmp_path / "result.json") == asdict(result)
 
 
+@pytest.mark.parametrize(("limit", "epochs"), [(0, 9), (1, 1), (3, 3), (9, 9), (20, 9)])
+def test_a_dead_run_is_ended_after_so_many_epochs_at_chance(tmp_path, data, limit, epochs):
+    result = _train(tmp_path, data, "always", strength=100.0, epochs=9, training__stop_when_dead=limit)
+    assert not result.alive
+    assert result.epochs == len(_lines(tmp_path)) == epochs
+    assert read_json(tmp_path / "result.json")["epochs"] == epochs
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_only_epochs_at_chance_in_a_row_end_a_run(tmp_path, data, monkeypatch):
+    accuracies = iter([0.3, 0.3, 0.51, 0.3, 0.5, 0.9, *[0.5] * 3, 0.5])  # chance is 1/3: up to 0.5 is none better
+    monkeypatch.setattr(loop, "evaluate", lambda *_: next(accuracies))
+    assert _train(tmp_path, data, "dense", epochs=20, training__stop_when_dead=3).epochs == 9
+
+
+def test_a_dead_run_that_is_stopped_remembers_how_long_it_was_dead(tmp_path, data):
+    changes = {"strength": 100.0, "epochs": 9, "training__stop_when_dead": 4}
+    _train(tmp_path / "whole", data, "always", **changes)
+    directory = tmp_path / "parts"
+    directory.mkdir()
+    calls = iter([False] * (2 * NUM_BATCHES) + [True])
+    with pytest.raises(loop.RunStoppedError):
+        train(_recipe(**changes), "always", 0, data, directory, should_stop=lambda: next(calls))
+    assert train(_recipe(**changes), "always", 0, data, directory).epochs == 4
+    for name in ("metrics.jsonl", "weights.safetensors", "history.safetensors"):
+        assert (directory / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_a_run_that_is_stopped_is_not_marked_as_finished(tmp_path, data):
     with pytest.raises(KeyboardInterrupt):
         _train(tmp_path, data, on_epoch=Mock(side_effect=[None, KeyboardInterrupt]))

@@ -79,5 +79,6 @@ class Batches:
             state: what it returned.
             in_epoch: whether that was in the middle of a pass, which is to be taken up.
         """
-        self._order.set_state(state["order"] if in_epoch else state["order_now"])
+        self._order_at_start = state["order"] if in_epoch else state["order_now"]
+        self._order.set_state(self._order_at_start)
         self._random.set_state(state["random"])

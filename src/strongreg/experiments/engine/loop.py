@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from strongreg.experiments.data import Augmentation, ImageData
 from strongreg.experiments.engine.batches import Batches
+from strongreg.experiments.engine.board import open_board
 from strongreg.experiments.engine.checkpoint import (
     FILE_NAME,
     load_checkpoint,
@@ -77,7 +78,8 @@ def train(
 
     Raises:
         RunStoppedError: ``should_stop`` said so; the run goes on from there when it is trained again.
-        UserError: the recipe does not fit the data, or the checkpoint is damaged or of another run.
+        UserError: the recipe does not fit the data, the checkpoint is damaged or of another run, or TensorBoard is
+            wanted and missing.
         OSError: the directory cannot be written.
     """
     trainer = _Trainer(recipe.for_method(method), method, seed, data, directory)
@@ -126,7 +128,10 @@ class _Trainer:
         write_bytes(self.directory / RECIPE_FILE, show_recipe(self.recipe).encode())
         file = self.directory / "metrics.jsonl"
         every = self.recipe.training.checkpoint_every
-        with file.open("w") as stream:
+        with (
+            open_board(self.directory, self.epoch, wanted=self.recipe.training.tensorboard) as show,
+            file.open("w") as stream,
+        ):
             stream.writelines(self.lines)
             stream.flush()
             while self.epoch < self.recipe.training.epochs and not self._is_dead():
@@ -137,6 +142,7 @@ class _Trainer:
                 metrics = self._end_epoch()
                 stream.write(self.lines[-1])
                 stream.flush()
+                show(metrics)
                 self.seconds = already + time.perf_counter() - started
                 if every and self.epoch % every == 0 and self.epoch < self.recipe.training.epochs:
                     self._save()
@@ -245,7 +251,7 @@ class _Trainer:
     # ------------------------------------------------------------------ checkpoints
 
     def _fingerprint(self) -> str:
-        outcome = self.recipe.model_dump_json(exclude={"training": {"device", "checkpoint_every"}})
+        outcome = self.recipe.model_dump_json(exclude={"training": {"device", "checkpoint_every", "tensorboard"}})
         return hashlib.sha256(f"{outcome} {self.method} {self.seed}".encode()).hexdigest()
 
     def _save(self) -> None:

@@ -1,4 +1,4 @@
-"""A finished run's files: its outcome, and every recorded step per layer."""
+"""A finished run's files: its outcome, its epochs, and every recorded step per layer."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from strongreg.experiments.engine.measurement import RunResult
+from strongreg.experiments.engine.measurement import EpochMetrics, RunResult
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.files import read_json, write_bytes
 from strongreg.history import History
 from strongreg.regularizer import Regularizer
 
 FILE_NAME = "history.safetensors"
+METRICS_FILE = "metrics.jsonl"
+RESULT_FILE = "result.json"
 
 
 def save_history(regularizer: Regularizer, file: Path) -> None:
@@ -48,7 +51,7 @@ def load_history(file: Path) -> History:
         with safe_open(file, framework="pt") as opened:
             history = History(json.loads((opened.metadata() or {})["layers"]))
             history.load_state_dict({name: opened.get_tensor(name) for name in ("steps", "records")})
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{file} is missing or damaged: train that run again ({error})") from error
     return history
 
@@ -68,6 +71,34 @@ def load_result(file: Path) -> RunResult:
     if not file.exists():
         raise UserError(f"{file} is missing: the run is not finished")
     content = read_json(file)
-    if set(content) != {field.name for field in fields(RunResult)}:
+    try:
+        result = TypeAdapter(RunResult).validate_python(content)
+    except ValidationError:
+        result = None
+    if result is None or set(content) != {field.name for field in fields(RunResult)} or not 0 < result.chance <= 1:
         raise UserError(f"{file} is damaged, or of another version of strongreg: delete its folder to train again")
-    return RunResult(**content)
+    return result
+
+
+def load_metrics(file: Path, num_epochs: int) -> list[EpochMetrics]:
+    """Read the epochs of a finished run.
+
+    Args:
+        file: metrics.jsonl of its directory.
+        num_epochs: how many it has done.
+
+    Returns:
+        One entry per epoch.
+
+    Raises:
+        UserError: the file is missing, damaged, or does not hold one line per epoch.
+    """
+    known, one = {field.name for field in fields(EpochMetrics)}, TypeAdapter(EpochMetrics)
+    try:
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        metrics = [one.validate_python(line) for line in lines if set(line) == known]
+    except (OSError, ValueError, TypeError):
+        metrics = []
+    if [m.epoch for m in metrics] != list(range(1, num_epochs + 1)):
+        raise UserError(f"{file} is missing or damaged: delete its folder to train again")
+    return metrics

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from importlib.metadata import entry_points
 from pathlib import Path
 from unittest.mock import Mock
@@ -17,75 +14,21 @@ from unittest.mock import Mock
 import pytest
 
 import strongreg
+from cli.command import COMMAND, RECIPE, SMALL, error, examples, interrupt, run
+from experiments.finished import DAMAGES, damage
 from experiments.recipes import recipe
 from strongreg import cli
 from strongreg.experiments import pool
-from strongreg.experiments.compare import Comparison
 from strongreg.experiments.data import load_data
-from strongreg.experiments.engine import train
+from strongreg.experiments.engine import RunStoppedError, train
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.recipe import COMPARED, Recipe
-
-RECIPE = recipe(model="lenet300", epochs=2)
-SMALL = ["--model", "lenet300", "--epochs", "2"]
-COMMAND = [sys.executable, "-m", "strongreg"]
-
-
-def _run(capsys, *arguments: object, code: int = 0) -> tuple[str, str]:
-    """Run the command in this process; its output and its messages."""
-    with pytest.raises(SystemExit) as caught:
-        cli.main([str(argument) for argument in arguments])
-    output, messages = capsys.readouterr()
-    assert caught.value.code == code, messages
-    return output, messages
-
-
-def _error(capsys, *arguments: object) -> str:
-    """The one line that the command fails with."""
-    output, messages = _run(capsys, *arguments, code=2)
-    assert output == ""
-    assert messages.startswith("strongreg: error: ")
-    assert messages.count("\n") == 1
-    text = messages.removeprefix("strongreg: error: ").removesuffix("\n")
-    assert text.strip()
-    return text
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch) -> Path:
-    """An empty working directory: nothing is written into the repository."""
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """The finished runs of ``compare`` with the options ``SMALL``, trained in this process."""
-    directory, data = tmp_path_factory.mktemp("cli"), load_data("digits")
-    for job in Comparison(RECIPE, COMPARED, [0], directory).jobs:
-        train(RECIPE, job.method, job.seed, data, directory / "runs" / job.directory_name, lambda metrics: None)
-    return directory
-
-
-@pytest.fixture
-def out(trained, elsewhere) -> Path:
-    return shutil.copytree(trained, elsewhere / "out")
-
-
-@pytest.fixture
-def no_training(monkeypatch) -> Mock:
-    """Stands in for the training itself."""
-    run = Mock()
-    monkeypatch.setattr(Comparison, "run", run)
-    return run
-
 
 # ---------------------------------------------------------------------- help and version
 
 
 def test_the_version_is_that_of_the_package(capsys):
-    assert _run(capsys, "--version") == (f"strongreg {strongreg.__version__}\n", "")
+    assert run(capsys, "--version") == (f"strongreg {strongreg.__version__}\n", "")
 
 
 def test_python_m_strongreg_is_the_command():
@@ -100,7 +43,7 @@ def test_the_installed_script_is_the_command():
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_names_the_commands(capsys, flag):
-    output, messages = _run(capsys, flag)
+    output, messages = run(capsys, flag)
     assert "compare" in output
     assert "train" in output
     assert messages == ""
@@ -114,14 +57,13 @@ def test_help_names_the_commands(capsys, flag):
     ],
 )
 def test_help_of_a_command_names_its_options_and_shows_examples_that_are_valid(capsys, no_training, command, options):
-    output, _ = _run(capsys, command, "--help")
+    output, _ = run(capsys, command, "--help")
     assert all(option in output for option in options.split())
-    examples = [line.split() for line in output.partition("Examples:")[2].splitlines() if line.strip()]
-    assert len(examples) >= 3
-    for script, *arguments in examples:
-        assert script == "strongreg"
-        _run(capsys, *(arguments[: arguments.index(">")] if ">" in arguments else arguments))
-    assert no_training.call_count == len(examples)
+    shown = examples(output)
+    assert len(shown) >= 3
+    for arguments in shown:
+        run(capsys, *arguments)
+    assert no_training.call_count == len(shown)
 
 
 # ---------------------------------------------------------------------- what a command writes and prints
@@ -129,7 +71,7 @@ def test_help_of_a_command_names_its_options_and_shows_examples_that_are_valid(c
 
 def test_options_reach_the_configuration_and_the_runs(capsys, no_training):
     options = "--data digits --model lenet300 --penalty group_l2 --strength 0.25 --gate-threshold -0.5 --epochs 7"
-    _run(capsys, "compare", *options.split(), "--seeds", 3, "--device", "cpu", "--out", "here/there")
+    run(capsys, "compare", *options.split(), "--seeds", 3, "--device", "cpu", "--out", "here/there")
     content = json.loads(Path("here/there/config.json").read_text())
     given = {"model": "lenet300", "penalty": "group_l2", "strength": 0.25, "gate_threshold": -0.5, "epochs": 7}
     assert Recipe(**content["config"]) == recipe(**given)
@@ -140,20 +82,20 @@ def test_options_reach_the_configuration_and_the_runs(capsys, no_training):
 
 
 def test_train_has_one_run(capsys, no_training):
-    _run(capsys, "train", "--method", "always", "--seed", 4, "--out", "here")
+    run(capsys, "train", "--method", "always", "--seed", 4, "--out", "here")
     assert [run.name for run in Path("here/runs").iterdir()] == ["always-seed4"]
     assert no_training.call_count == 1
 
 
 @pytest.mark.parametrize(("workers", "used"), [(1, 1), (3, 3), (100, 8), (None, min(8, os.cpu_count()))])
 def test_there_are_no_more_workers_than_asked_for_and_than_runs(capsys, no_training, workers, used):
-    _run(capsys, "compare", *SMALL, "--seeds", 2, *([] if workers is None else ["--workers", workers]))
+    run(capsys, "compare", *SMALL, "--seeds", 2, *([] if workers is None else ["--workers", workers]))
     assert no_training.call_args.args[0] == used
 
 
 def test_without_out_every_command_has_a_new_directory(capsys, no_training):
     for command in ("compare", "compare", "train", "compare"):
-        _run(capsys, command, *SMALL)
+        run(capsys, command, *SMALL)
     assert sorted(path.name for path in Path("strongreg-out").iterdir()) == [
         "compare-1",
         "compare-2",
@@ -164,7 +106,7 @@ def test_without_out_every_command_has_a_new_directory(capsys, no_training):
 
 
 def test_a_finished_comparison_shows_its_table_and_writes_its_report(capsys, out):
-    output, messages = _run(capsys, "compare", *SMALL, "--out", out)
+    output, messages = run(capsys, "compare", *SMALL, "--out", out)
     rows = [line.split()[0] for line in output.splitlines() if line.split()[:1] and line.split()[0] in COMPARED]
     assert rows == list(COMPARED)
     assert f"lenet300 on digits, l1 of strength {RECIPE.penalty.strength:g}, 2 epochs" in output
@@ -178,26 +120,124 @@ def test_a_finished_comparison_shows_its_table_and_writes_its_report(capsys, out
 
 def test_the_path_of_the_found_runs_is_not_broken_over_lines(capsys, out):
     long = shutil.copytree(out, out.parent / ("long-" * 20))
-    assert f" found in {long}, 0 to train\n" in _run(capsys, "compare", *SMALL, "--out", long)[1]
+    assert f" found in {long}, 0 to train\n" in run(capsys, "compare", *SMALL, "--out", long)[1]
 
 
 def test_json_is_the_file_of_the_results_and_nothing_else_on_standard_output(capsys, out):
-    output, messages = _run(capsys, "compare", *SMALL, "--json", "--out", out)
+    output, messages = run(capsys, "compare", *SMALL, "--json", "--out", out)
     assert json.loads(output) == json.loads((out / "results.json").read_text())
     assert "wrote" in messages
 
 
 def test_train_gives_the_numbers_of_the_same_method_and_seed_in_compare(capsys, out):
-    output, messages = _run(capsys, "train", "--method", "coherent", *SMALL, "--json")
+    output, messages = run(capsys, "train", "--method", "coherent", *SMALL, "--json")
     alone = Path("strongreg-out/train-1")
-    (run,) = json.loads(output)["runs"]
+    (alone_run,) = json.loads(output)["runs"]
     together = json.loads((out / "runs/coherent-seed0/result.json").read_text())
-    assert {**run, "train_seconds": 0} == {**together, "train_seconds": 0}
+    assert {**alone_run, "train_seconds": 0} == {**together, "train_seconds": 0}
     for name in ("metrics.jsonl", "weights.safetensors"):
         file = f"runs/coherent-seed0/{name}"
         assert (alone / file).read_bytes() == (out / file).read_bytes()
     assert "[1/1] coherent, seed 0: accuracy" in messages
     assert (alone / "report.html").exists()
+
+
+def test_train_shows_the_run_that_was_asked_for_and_keeps_the_others(capsys, out):
+    output, messages = run(capsys, "train", "--method", "delayed", *SMALL, "--out", out)
+    rows = [line.split()[0] for line in output.splitlines() if line.split()[:1] and line.split()[0] in COMPARED]
+    assert rows == ["delayed"]
+    assert "4 finished runs found" in messages
+    output, _ = run(capsys, "train", "--method", "delayed", *SMALL, "--out", out, "--json")
+    assert [entry["method"] for entry in json.loads(output)["runs"]] == ["delayed"]
+    assert [entry["method"] for entry in json.loads((out / "results.json").read_text())["runs"]] == list(COMPARED)
+
+
+def test_of_other_runs_in_the_directory_none_is_begun(capsys, no_training, out):
+    (out / "runs" / "coherent-seed0" / "result.json").unlink()
+    output, _ = run(capsys, "train", "--method", "coherent", *SMALL, "--out", out)
+    assert output == ""  # nothing of what was asked for is there to be shown
+    assert no_training.call_count == 1
+
+
+# ---------------------------------------------------------------------- recipes
+
+
+def test_a_recipe_file_is_what_is_trained_and_options_and_set_win_over_it(capsys, no_training):
+    Path("mine.toml").write_text(
+        """
+        [model]
+        name = "lenet300"
+        [penalty]
+        name = "l2"
+        strength = 0.3
+        [training]
+        epochs = 9
+        batch_size = 32
+        [optimizer]
+        lr = 0.5
+        """
+    )
+    options = ["--strength", "0.4", "--epochs", "7", "--set", "training.epochs=5", "--set", "optimizer.lr=0.25"]
+    run(capsys, "train", "--recipe", "mine.toml", *options, "--out", "here")
+    saved = Recipe(**json.loads(Path("here/config.json").read_text())["config"])
+    changes = {"model": "lenet300", "penalty": "l2", "strength": 0.4, "epochs": 5, "batch_size": 32, "lr": 0.25}
+    assert saved == recipe(**changes)
+    assert no_training.call_count == 1
+
+
+def test_the_recipe_that_a_run_leaves_behind_trains_it_again(capsys, out):
+    run(capsys, "train", "--recipe", out / "recipe.toml", "--method", "coherent", "--out", "again")
+    for name in ("weights.safetensors", "metrics.jsonl"):
+        file = f"runs/coherent-seed0/{name}"
+        assert (Path("again") / file).read_bytes() == (out / file).read_bytes()
+
+
+# ---------------------------------------------------------------------- resume
+
+
+def test_resume_of_finished_runs_shows_them_and_trains_nothing(capsys, out):
+    before = {file: file.stat().st_mtime_ns for file in out.glob("runs/*/*")}
+    output, messages = run(capsys, "train", "--resume", out)
+    rows = [line.split()[0] for line in output.splitlines() if line.split()[:1] and line.split()[0] in COMPARED]
+    assert rows == list(COMPARED)
+    assert f"4 finished runs found in {out}, 0 to train" in messages
+    assert {file: file.stat().st_mtime_ns for file in out.glob("runs/*/*")} == before
+
+
+def test_resume_trains_what_is_unfinished_from_its_checkpoint_with_the_recipe_of_the_directory(capsys, out):
+    folder = out / "runs" / "coherent-seed0"
+    expected = (folder / "weights.safetensors").read_bytes()
+    shutil.rmtree(folder)
+    folder.mkdir()
+    calls = iter([False] * 30 + [True])
+    with pytest.raises(RunStoppedError):
+        train(RECIPE, "coherent", 0, load_data("digits"), folder, should_stop=lambda: next(calls))
+    kept = (out / "runs" / "dense-seed0" / "result.json").stat().st_mtime_ns
+    # other options are not taken
+    output, messages = run(capsys, "train", "--resume", out, "--epochs", 50, "--method", "dense", "--json")
+    assert f"3 finished runs found in {out}, 1 to train, 1 of them from a checkpoint" in messages
+    assert [entry["method"] for entry in json.loads(output)["runs"]] == list(COMPARED)
+    assert (folder / "weights.safetensors").read_bytes() == expected
+    assert (out / "runs" / "dense-seed0" / "result.json").stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"config": 3}', '{"config": null}', '{"config": {"modelx": {}}}'])
+def test_resume_with_a_damaged_configuration_is_one_line(capsys, no_training, out, content):
+    (out / "config.json").write_text(content)
+    text = error(capsys, "train", "--resume", out)
+    assert "config.json is damaged" in text or "modelx" in text
+    assert no_training.call_count == 0
+
+
+def test_resume_of_a_folder_that_is_no_run_and_of_a_network_that_is_gone_is_one_line(capsys, no_training, out):
+    (out / "runs" / "mine-seed0").mkdir()
+    assert "mine-seed0 is not the folder of a run" in error(capsys, "train", "--resume", out)
+    (out / "runs" / "mine-seed0").rmdir()
+    content = (out / "config.json").read_text().replace('"lenet300"', '"lenet"')
+    (out / "config.json").write_text(content)
+    (out / "runs" / "dense-seed0" / "result.json").unlink()
+    assert "unknown model 'lenet'" in error(capsys, "train", "--resume", out)
+    assert no_training.call_count == 0
 
 
 # ---------------------------------------------------------------------- mistakes
@@ -226,7 +266,7 @@ def test_train_gives_the_numbers_of_the_same_method_and_seed_in_compare(capsys, 
         ("--device privateuseone", "device 'privateuseone' cannot be used"),
         ("--out mine", "cannot write to mine"),
         ("--out mine/below", "cannot write to mine/below"),
-        ("--set penalty.stength=1", "did you mean penalty.strength?"),
+        ("--set penalty.strengthx=1", "did you mean penalty.strength?"),
         ("--set penalty.strength", "write section.key=value"),
         ("--set data.validation_share=2", "data.validation_share=2: must"),
         ("--recipe none.toml", "cannot read recipe none.toml"),
@@ -237,7 +277,7 @@ def test_train_gives_the_numbers_of_the_same_method_and_seed_in_compare(capsys, 
 )
 def test_a_bad_value_is_one_line_and_exit_code_2(capsys, elsewhere, no_training, command, options, message):
     (elsewhere / "mine").write_text("a file")
-    assert message in _error(capsys, command, *options.split())
+    assert message in error(capsys, command, *options.split())
     assert no_training.call_count == 0
     assert [path.name for path in elsewhere.iterdir()] == ["mine"]
 
@@ -261,19 +301,19 @@ def test_a_bad_value_is_one_line_and_exit_code_2(capsys, elsewhere, no_training,
     ],
 )
 def test_a_mistake_of_one_command_is_one_line_and_exit_code_2(capsys, elsewhere, no_training, arguments, message):
-    assert message in _error(capsys, *(word.strip("'") for word in arguments.split()))
+    assert message in error(capsys, *(word.strip("'") for word in arguments.split()))
     assert no_training.call_count == 0
     assert list(elsewhere.iterdir()) == []
 
 
 def test_a_directory_that_may_not_be_written_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr(Path, "mkdir", Mock(side_effect=PermissionError(13, "Permission denied")))
-    text = _error(capsys, "compare", "--out", "locked")
+    text = error(capsys, "compare", "--out", "locked")
     assert text == "cannot write to locked: Permission denied; choose another --out"
 
 
 def test_another_configuration_in_the_directory_is_one_line_that_names_the_difference(capsys, out):
-    text = _error(capsys, "compare", "--model", "lenet300", "--epochs", 3, "--strength", 0.1, "--out", out)
+    text = error(capsys, "compare", "--model", "lenet300", "--epochs", 3, "--strength", 0.1, "--out", out)
     assert f"{out} holds runs of another recipe" in text
     assert f"strength={RECIPE.penalty.strength} there, 0.1 now" in text
     assert "epochs=2 there, 3 now" in text
@@ -284,38 +324,51 @@ def test_another_configuration_in_the_directory_is_one_line_that_names_the_diffe
 def test_a_damaged_result_is_one_line_that_names_the_file(capsys, out, content):
     file = out / "runs" / "delayed-seed0" / "result.json"
     file.write_text(content)
-    text = _error(capsys, "compare", *SMALL, "--out", out)
+    text = error(capsys, "compare", *SMALL, "--out", out)
     assert f"{file} is damaged" in text
     assert "delete its folder to train again" in text
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "history.safetensors", "metrics.jsonl"])
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("command", [["compare", *SMALL, "--out"], ["train", "--resume"]], ids=["compare", "resume"])
+def test_a_damaged_file_of_a_finished_run_is_one_line_that_names_it(capsys, no_training, out, command, name, how):
+    file = out / "runs" / "delayed-seed0" / name
+    damage(file, how)
+    assert f"{file} is missing or damaged" in error(capsys, *command, out)
+    assert no_training.call_count == 0
 
 
 @pytest.mark.parametrize("content", [None, '{"epoch": 1'])
 def test_damaged_metrics_of_a_finished_run_end_with_one_line_that_names_the_file(capsys, out, content):
     file = out / "runs" / "delayed-seed0" / "metrics.jsonl"
     file.unlink() if content is None else file.write_text(content)
-    _, messages = _run(capsys, "compare", *SMALL, "--out", out, code=2)
+    _, messages = run(capsys, "compare", *SMALL, "--out", out, code=2)
     assert messages.splitlines()[-1].startswith("strongreg: error: ")
     assert str(file) in messages.splitlines()[-1]
 
 
 def test_a_report_that_cannot_be_written_ends_with_one_line(capsys, out):
     (out / "report.html").mkdir()
-    _, messages = _run(capsys, "compare", *SMALL, "--out", out, code=2)
+    _, messages = run(capsys, "compare", *SMALL, "--out", out, code=2)
     assert messages.splitlines()[-1].startswith("strongreg: error: cannot write")
 
 
 def test_an_error_during_the_runs_is_one_line(capsys, no_training):
     no_training.side_effect = UserError("a training process died\n  (out of memory?)")
-    assert _error(capsys, "compare", *SMALL) == "a training process died (out of memory?)"
+    assert error(capsys, "compare", *SMALL) == "a training process died (out of memory?)"
 
 
 def test_a_missing_package_is_one_line_that_says_how_to_install_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "typer", None)
-    with pytest.raises(SystemExit) as caught:
-        runpy.run_path(cli.__file__)
-    assert caught.value.code == 2
-    expected = "strongreg: the command needs the package 'typer': pip install 'strongreg[experiments]'\n"
-    assert capsys.readouterr().err == expected
+    text = error(capsys, "compare")
+    assert text == "the command needs the package 'typer': pip install 'strongreg[experiments]'"
+
+
+def test_an_import_that_fails_for_another_reason_says_what_it_is(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "strongreg.cli.app", None)
+    assert "strongreg.cli.app" in error(capsys, "compare")
+    assert "pip install" not in error(capsys, "compare")
 
 
 # ---------------------------------------------------------------------- interrupts
@@ -324,7 +377,7 @@ def test_a_missing_package_is_one_line_that_says_how_to_install_it(monkeypatch, 
 def test_an_interrupt_keeps_and_shows_what_is_finished(capsys, out, no_training):
     (out / "runs" / "coherent-seed0" / "result.json").unlink()
     no_training.side_effect = KeyboardInterrupt
-    output, messages = _run(capsys, "compare", *SMALL, "--json", "--out", out, code=2)
+    output, messages = run(capsys, "compare", *SMALL, "--json", "--out", out, code=2)
     assert output == ""  # half of the results are not what was asked for
     last = messages.splitlines()[-1]
     assert last == (
@@ -337,40 +390,17 @@ def test_an_interrupt_keeps_and_shows_what_is_finished(capsys, out, no_training)
 
 def test_an_interrupt_before_the_first_run_is_finished_is_one_line(capsys, no_training):
     no_training.side_effect = KeyboardInterrupt
-    assert "interrupted: 0 of 4 runs are finished" in _error(capsys, "compare", *SMALL, "--out", "new")
+    assert "interrupted: 0 of 4 runs are finished" in error(capsys, "compare", *SMALL, "--out", "new")
 
 
 def test_an_interrupt_before_the_runs_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr(pool, "load_data", Mock(side_effect=KeyboardInterrupt))
-    assert _error(capsys, "compare") == "interrupted"
-
-
-def _interrupt(arguments: list[str], pattern: str, delay: float = 0.0) -> subprocess.CompletedProcess[str]:
-    """Press Ctrl-C once a file of this pattern is there: the signal goes to the whole process group."""
-    process = subprocess.Popen(
-        [*COMMAND, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # a suite that runs in the background of a shell inherits that Ctrl-C is ignored
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not list(Path.cwd().glob(pattern)) and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(delay)
-        os.killpg(process.pid, signal.SIGINT)
-        output, messages = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    return subprocess.CompletedProcess(arguments, process.returncode, output, messages)
+    assert error(capsys, "compare") == "interrupted"
 
 
 def test_ctrl_c_keeps_the_finished_runs_and_the_same_command_goes_on(capsys):
     arguments = ["compare", "--model", "lenet300", "--epochs", "8", "--workers", "1", "--out", "out"]
-    stopped = _interrupt(arguments, "out/runs/*/result.json")
+    stopped = interrupt(arguments, "out/runs/*/result.json")
     kept = {file: file.read_bytes() for file in Path("out/runs").glob("*/result.json")}
     assert 1 <= len(kept) < 4
     assert stopped.returncode == 2
@@ -380,7 +410,7 @@ def test_ctrl_c_keeps_the_finished_runs_and_the_same_command_goes_on(capsys):
     assert last.startswith("strongreg: error: interrupted: ")
     assert "of 4 runs are finished and kept in out; the same command with --out out goes on" in last
 
-    _run(capsys, *arguments)
+    run(capsys, *arguments)
     assert [run["method"] for run in json.loads(Path("out/results.json").read_text())["runs"]] == list(COMPARED)
     assert {file: file.read_bytes() for file in kept} == kept
     alone = Path("alone")
@@ -391,7 +421,7 @@ def test_ctrl_c_keeps_the_finished_runs_and_the_same_command_goes_on(capsys):
 
 
 def test_ctrl_c_while_the_processes_start_is_answered_at_once():
-    stopped = _interrupt(["compare", *SMALL, "--workers", "2", "--out", "out"], "out/config.json", delay=1.0)
+    stopped = interrupt(["compare", *SMALL, "--workers", "2", "--out", "out"], "out/config.json", delay=1.0)
     assert stopped.returncode == 2
     assert stopped.stderr == (
         "interrupting: the runs under way save their checkpoints\n"

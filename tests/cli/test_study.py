@@ -1,0 +1,253 @@
+"""The commands that explain: tolerance, diagnose and report."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+
+from cli.command import error, examples, interrupt, run
+from experiments.finished import DAMAGES, damage
+from strongreg.experiments import pool
+from strongreg.experiments.recipe import COMPARED
+from strongreg.experiments.tolerance import Tolerance, ToleranceStudy
+
+SHORT = ["--model", "lenet300", "--epochs", "2", "--methods", "always", "--strength", "0.05", "--precision", "100"]
+TOLERANCE_FILES = ["recipe.json", "runs", "tolerance.json", "tolerance.svg"]
+
+
+@pytest.fixture
+def no_search(monkeypatch) -> Mock:
+    """Stands in for the search itself: whatever is asked for is found at once."""
+
+    def search(study: ToleranceStudy, *_: object) -> list[Tolerance]:
+        (study.directory / "tolerance.json").write_text("{}\n")
+        return [Tolerance(method, 0.1, 0.2, "died", 0.9, 2.0, 0.5) for method in study.methods]
+
+    found = Mock(side_effect=search)
+    monkeypatch.setattr(ToleranceStudy, "run", lambda *arguments: found(*arguments))
+    return found
+
+
+# ---------------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        (
+            "tolerance",
+            "--data --model --penalty --strength --methods --seeds --precision --device --workers --out --json",
+        ),
+        ("diagnose", "--json"),
+        ("report", "--out"),
+    ],
+)
+def test_help_of_a_command_names_its_options_and_shows_examples_that_are_valid(
+    capsys, out, no_search, command, options
+):
+    output, _ = run(capsys, command, "--help")
+    assert all(option in output for option in options.split())
+    for name in ("strongreg-out/compare-1", "runs/first", "runs/second", "runs/a", "runs/b", "runs/c"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).symlink_to(out.resolve())
+    shown = examples(output)
+    assert len(shown) >= 3
+    for arguments in shown:
+        run(capsys, *arguments)
+    assert no_search.call_count == (len(shown) if command == "tolerance" else 0)
+
+
+def test_the_examples_of_the_whole_command_name_commands_that_there_are(capsys):
+    output, _ = run(capsys, "--help")
+    shown = {arguments[0] for arguments in examples(output)}
+    assert {"compare", "train", "tolerance", "diagnose"} <= shown
+    for command in shown:
+        assert f"strongreg {command}" in run(capsys, command, "--help")[0]
+
+
+# ---------------------------------------------------------------------- tolerance
+
+
+def test_tolerance_shows_its_levels_writes_its_files_and_trains_nothing_twice(capsys, monkeypatch):
+    output, messages = run(capsys, "tolerance", *SHORT, "--out", "found")
+    assert sorted(path.name for path in Path("found").iterdir()) == TOLERANCE_FILES
+    content = json.loads(Path("found/tolerance.json").read_text())
+    (level,) = content["tolerance"]
+    assert level["method"] == "always"
+    assert "always" in output
+    assert f"{level['endured']:.4g}" in output
+    assert max(map(len, output.splitlines())) <= 80
+    assert messages.count("always at ") == len(content["probes"]) >= 2
+    assert messages.endswith("wrote found/tolerance.json and found/tolerance.svg\n")
+    assert Path("found/tolerance.svg").read_text().startswith("<svg")
+
+    before = {file: file.stat().st_mtime_ns for file in Path("found/runs").glob("*/*")}
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", Mock(spec=["shutdown"]))  # nothing can be submitted
+    again, _ = run(capsys, "tolerance", *SHORT, "--out", "found", "--json")
+    assert json.loads(again) == content
+    assert again == Path("found/tolerance.json").read_text()
+    assert {file: file.stat().st_mtime_ns for file in Path("found/runs").glob("*/*")} == before
+
+    # the other two commands read what it wrote
+    verdicts = json.loads(run(capsys, "diagnose", "found", "--json")[0])
+    assert len(verdicts) == len(before) // 5
+    run(capsys, "report", "found")
+    assert Path("report.html").read_text(encoding="utf-8").count("<svg") == 3
+
+
+def test_options_reach_the_search(capsys, no_search):
+    run(capsys, "tolerance", "--penalty", "l2", "--strength", 0.3, "--seeds", 2, "--workers", 3, "--out", "here")
+    study, workers, _ = no_search.call_args.args
+    assert (study.recipe.penalty.name, study.recipe.penalty.strength) == ("l2", 0.3)
+    assert (study.recipe.training.epochs, study.recipe.penalty.ramp_share) == (30, 0.0)
+    assert (study.methods, study.seeds, workers) == (["always", "delayed", "coherent"], [0, 1], 3)
+
+
+def test_the_best_device_is_a_real_one(capsys, no_search):
+    run(capsys, "tolerance", "--device", "auto", "--out", "here")
+    assert no_search.call_args.args[0].recipe.training.device != "auto"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--methods dense", "unknown method 'dense'"),
+        ("--methods always,coherrent", "unknown method 'coherrent': did you mean 'coherent'?"),
+        ("--seeds 0", "seeds=0: must be >= 1"),
+        ("--workers 0", "workers=0: must be >= 1"),
+        ("--precision 1", "precision=1.0: must be above 1"),
+        ("--precision nan", "precision=nan: must be above 1"),
+        ("--precision inf", "precision=inf: must be above 1"),
+        ("--precision fine", "'--precision'"),
+        ("--strength 0", "strength=0.0: the search for always begins at a positive strength"),
+        ("--strength -1", "strength=-1.0: must"),
+        ("--epochs 0", "epochs=0: must"),
+        ("--device gpu", "device 'gpu' cannot be used"),
+        ("--data digit", "unknown data set 'digit'"),
+        ("--model plain_cn", "unknown model 'plain_cn'"),
+        ("--set methods.always.penalty.strength=1", "methods.always sets penalty.strength"),
+        ("--out mine", "cannot write to mine"),
+        ("--out mine/below", "cannot write to mine/below"),
+        ("--recipe none.toml", "cannot read recipe none.toml"),
+        ("extra", "extra"),
+    ],
+)
+def test_a_bad_value_is_one_line_and_nothing_is_written(capsys, elsewhere, no_search, options, message):
+    (elsewhere / "mine").write_text("a file")
+    assert message in error(capsys, "tolerance", *options.split())
+    assert no_search.call_count == 0
+    assert [path.name for path in elsewhere.iterdir()] == ["mine"]
+
+
+@pytest.mark.usefixtures("no_search")
+def test_another_recipe_in_the_directory_and_a_damaged_one_are_one_line(capsys):
+    run(capsys, "tolerance", "--out", "here")
+    assert "here holds runs of another recipe" in error(capsys, "tolerance", "--epochs", 7, "--out", "here")
+    run(capsys, "tolerance", "--set", "training.checkpoint_every=3", "--out", "here")  # changes no number
+    Path("here/recipe.json").write_text("{")
+    assert "here/recipe.json is damaged" in error(capsys, "tolerance", "--out", "here")
+
+
+@pytest.mark.usefixtures("no_search")
+def test_a_drawing_that_cannot_be_written_is_one_line(capsys):
+    Path("here/tolerance.svg").mkdir(parents=True)
+    assert error(capsys, "tolerance", "--out", "here").startswith("cannot write to here/tolerance.svg: ")
+
+
+def test_a_damaged_run_of_a_search_is_one_line_that_names_it(capsys):
+    folder = Path("here/runs/dense-seed0")
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text("{}")
+    assert f"{folder / 'result.json'} is damaged" in error(capsys, "tolerance", *SHORT, "--out", "here")
+
+
+def test_ctrl_c_keeps_what_was_tried_and_the_same_command_goes_on():
+    arguments = ["tolerance", "--model", "lenet300", "--epochs", "400", "--workers", "1", "--out", "out"]
+    stopped = interrupt(arguments, "out/runs/*/metrics.jsonl")
+    assert stopped.returncode == 2
+    assert stopped.stdout == ""
+    assert stopped.stderr == (
+        "strongreg: error: interrupted: what was tried is kept in out; the same command with --out out goes on\n"
+    )
+    assert Path("out/runs/dense-seed0/checkpoint.pt").exists()
+
+
+# ---------------------------------------------------------------------- diagnose
+
+
+@pytest.mark.usefixtures("out")
+def test_diagnose_says_of_every_run_what_happened(capsys):
+    output, messages = run(capsys, "diagnose", "out")
+    assert messages == ""
+    assert re.findall(r"^(\S+): ", output, flags=re.MULTILINE) == [f"{method}-seed0" for method in sorted(COMPARED)]
+    assert output.count("evidence: accuracy") == 4
+    alone, _ = run(capsys, "diagnose", "out/runs/dense-seed0")
+    assert alone.startswith("out/runs/dense-seed0: It learned")
+    assert alone.removeprefix("out/runs/") in output
+
+
+@pytest.mark.usefixtures("out")
+def test_diagnose_as_json_is_nothing_else_on_standard_output(capsys):
+    output, messages = run(capsys, "diagnose", "out", "--json")
+    assert messages == ""
+    verdicts = json.loads(output)
+    assert sorted(verdicts) == [f"out/runs/{method}-seed0" for method in sorted(COMPARED)]
+    for verdict in verdicts.values():
+        assert sorted(verdict) == ["advice", "evidence", "layer", "step", "verdict"]
+    assert verdicts["out/runs/dense-seed0"]["verdict"] == "learned"
+
+
+# ---------------------------------------------------------------------- report
+
+
+@pytest.mark.usefixtures("out")
+def test_report_draws_several_directories_on_one_page(capsys):
+    output, messages = run(capsys, "report", "out/runs/dense-seed0", "out", "--out", "new/both.html")
+    assert (output, messages) == ("", "wrote new/both.html\n")
+    html = Path("new/both.html").read_text(encoding="utf-8")
+    assert "<title>4 runs</title>" in html
+    assert all(f"out/{method}-seed0" in html for method in COMPARED)
+
+
+@pytest.mark.usefixtures("out")
+def test_a_report_that_cannot_be_written_is_one_line(capsys):
+    Path("file").write_text("mine")
+    for place in ("file/below.html", "out"):
+        assert f"cannot write to {place}: " in error(capsys, "report", "out", "--out", place)
+
+
+# ---------------------------------------------------------------------- mistakes of both
+
+
+@pytest.mark.usefixtures("out")
+@pytest.mark.parametrize("command", ["diagnose", "report"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("nowhere", "nowhere holds no finished run"),
+        ("file", "file holds no finished run"),
+        ("", "Missing argument"),
+        ("out --jsno", "--jsno"),
+    ],
+)
+def test_what_holds_no_runs_is_one_line(capsys, command, arguments, message):
+    Path("file").write_text("mine")
+    assert message in error(capsys, command, *arguments.split())
+    assert not Path("report.html").exists()
+
+
+@pytest.mark.usefixtures("out")
+@pytest.mark.parametrize("command", ["diagnose", "report"])
+@pytest.mark.parametrize("name", ["result.json", "metrics.jsonl", "history.safetensors"])
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_file_is_one_line_that_names_it(capsys, command, name, how):
+    file = Path("out/runs/delayed-seed0") / name
+    damage(file, how)
+    if (name, how) == ("result.json", "missing"):  # a run that is not finished is none
+        run(capsys, command, "out")
+    else:
+        assert str(file) in error(capsys, command, "out")

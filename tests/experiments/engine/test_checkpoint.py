@@ -1,0 +1,80 @@
+"""A checkpoint is whole, of this run, and puts torch's own generators back."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from strongreg.experiments.engine.checkpoint import (
+    load_checkpoint,
+    random_state,
+    save_checkpoint,
+    set_random_state,
+)
+from strongreg.experiments.errors import UserError
+
+STATE = {"fingerprint": "mine", "weights": torch.arange(1000.0), "lines": ["a\n"], "nested": [{"x": 1.5, 2: None}]}
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    save_checkpoint(tmp_path, STATE)
+    loaded = load_checkpoint(tmp_path, "mine")
+    assert torch.equal(loaded.pop("weights"), STATE["weights"])
+    assert loaded == {"version": 1, **{key: value for key, value in STATE.items() if key != "weights"}}
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_without_one_there_is_nothing_to_load(tmp_path):
+    assert load_checkpoint(tmp_path, "mine") is None
+
+
+def test_one_of_another_run_or_version_is_refused(tmp_path):
+    save_checkpoint(tmp_path, STATE)
+    with pytest.raises(UserError, match="of another recipe, method or seed: delete it"):
+        load_checkpoint(tmp_path, "yours")
+    for other in ({**STATE, "version": 0}, [1], {}):
+        torch.save(other, tmp_path / "checkpoint.pt")
+        with pytest.raises(UserError, match="of another version of strongreg: delete it"):
+            load_checkpoint(tmp_path, "mine")
+
+
+def test_one_that_is_cut_off_anywhere_is_named(tmp_path):
+    save_checkpoint(tmp_path, STATE)
+    file = tmp_path / "checkpoint.pt"
+    content = file.read_bytes()
+    for length in (0, 1, 4, 100, len(content) // 2, len(content) - 1):
+        file.write_bytes(content[:length])
+        with pytest.raises(UserError, match=r"checkpoint\.pt is damaged: delete it"):
+            load_checkpoint(tmp_path, "mine")
+
+
+class _Evil:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("how", ["torch", "pickle"])
+def test_one_that_would_run_code_is_refused_and_does_not_run_it(tmp_path, how):
+    file, mark = tmp_path / "checkpoint.pt", tmp_path / "mark"
+    content = {"version": 1, "fingerprint": "mine", "evil": _Evil(mark)}
+    torch.save(content, file) if how == "torch" else file.write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(UserError, match="is damaged"):
+        load_checkpoint(tmp_path, "mine")
+    assert not mark.exists()
+
+
+def test_torchs_own_generators_go_on(tmp_path):
+    torch.manual_seed(3)
+    torch.rand(5)
+    save_checkpoint(tmp_path, {"fingerprint": "mine", "random": random_state()})
+    expected = torch.rand(5)
+    torch.manual_seed(4)
+    set_random_state(load_checkpoint(tmp_path, "mine")["random"])
+    assert torch.equal(torch.rand(5), expected)

@@ -1,0 +1,167 @@
+"""Processes that train: their outcomes, and how they end when something else does."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from experiments.recipes import recipe
+from strongreg.experiments.data import load_data
+from strongreg.experiments.engine import train
+from strongreg.experiments.errors import UserError
+from strongreg.experiments.pool import Task, TaskPool, interruptible
+
+LONG = recipe(model="lenet300", epochs=2000)
+SHORT = recipe(model="lenet300", epochs=2)
+
+
+def _task(directory: Path, run=LONG, method="coherent", seed=0) -> Task:
+    folder = directory / f"{method}-seed{seed}"
+    folder.mkdir(parents=True)
+    return Task(run, method, seed, folder)
+
+
+def _until_it_trains(pool: TaskPool, futures: list[Future], num_runs: int = 1) -> set[Path]:
+    heard: set[Path] = set()
+    deadline = time.monotonic() + 120
+    while len(heard) < num_runs and time.monotonic() < deadline:
+        pool.wait(futures, lambda path, _: heard.add(path))
+    assert len(heard) == num_runs
+    return heard
+
+
+# ---------------------------------------------------------------------- outcomes
+
+
+def test_a_process_gives_the_run_of_the_engine_and_tells_of_its_epochs(tmp_path):
+    heard, done = [], set()
+    with TaskPool(1) as pool:
+        future = pool.submit(_task(tmp_path / "pool", SHORT))
+        while not done:
+            done = pool.wait([future], lambda path, metrics: heard.append((path, metrics.epoch)))
+        pool.wait([future], lambda path, metrics: heard.append((path, metrics.epoch)))
+    alone = _task(tmp_path / "alone", SHORT).directory
+    result = train(SHORT, "coherent", 0, load_data("digits"), alone)
+    assert {**asdict(future.result()), "train_seconds": 0} == {**asdict(result), "train_seconds": 0}
+    assert heard == [(tmp_path / "pool/coherent-seed0", epoch) for epoch in (1, 2)][: len(heard)]
+    assert heard
+    assert multiprocessing.active_children() == []
+
+
+def test_an_error_of_the_user_comes_back_as_one(tmp_path):
+    with TaskPool(1) as pool:
+        future = pool.submit(_task(tmp_path, recipe(model="lenet300", data="nowhere/at/all")))
+        with pytest.raises(UserError, match="nowhere/at/all"):
+            future.result()
+
+
+# ---------------------------------------------------------------------- ends
+
+
+def test_an_interrupt_saves_the_run_under_way_and_begins_no_other(tmp_path):
+    # one run more than there are processes is in the queue already, and ends after its first step
+    tasks = [_task(tmp_path, seed=seed) for seed in range(4)]
+    futures: list[Future] = []
+
+    def work() -> None:
+        with TaskPool(1) as pool:
+            futures.extend(map(pool.submit, tasks))
+            _until_it_trains(pool, futures)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert (tmp_path / "coherent-seed0/checkpoint.pt").exists()
+    assert futures[0].result() is None
+    assert futures[3].cancelled()
+    assert list((tmp_path / "coherent-seed3").iterdir()) == []
+    assert not list(tmp_path.glob("*/result.json"))
+    assert multiprocessing.active_children() == []
+
+
+def test_a_process_that_is_killed_is_an_error_and_the_others_save_their_runs(tmp_path):
+    def work() -> None:
+        with TaskPool(2) as pool:
+            futures = [pool.submit(_task(tmp_path, seed=seed)) for seed in range(2)]
+            _until_it_trains(pool, futures, num_runs=2)
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+            while True:
+                pool.wait(futures)
+
+    with pytest.raises(UserError, match=r"a training process died .*try fewer --workers"):
+        work()
+    assert len(list(tmp_path.glob("*/checkpoint.pt"))) == 1
+    assert multiprocessing.active_children() == []
+
+
+def test_a_process_that_is_terminated_saves_its_run_first_and_does_not_hear_of_ctrl_c(tmp_path):
+    def work() -> None:
+        with TaskPool(1) as pool:
+            future = pool.submit(_task(tmp_path))
+            _until_it_trains(pool, [future])
+            (process,) = multiprocessing.active_children()
+            for number in (signal.SIGINT, signal.SIGHUP):
+                os.kill(process.pid, number)
+            _until_it_trains(pool, [future])
+            os.kill(process.pid, signal.SIGTERM)
+            while True:
+                pool.wait([future])
+
+    with pytest.raises(UserError, match="a training process died"):
+        work()
+    assert (tmp_path / "coherent-seed0/checkpoint.pt").exists()
+
+
+def test_a_broken_pool_is_the_same_error_wherever_it_shows():
+    with pytest.raises(UserError, match="a training process died"), TaskPool(1):
+        raise BrokenProcessPool("when the next run was submitted")
+
+
+# ---------------------------------------------------------------------- signals of the parent
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_request_to_terminate_is_an_interrupt_within_the_block_only(number):
+    before = signal.getsignal(number)
+
+    def work() -> None:
+        with interruptible():
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert signal.getsignal(number) is before
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible():
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.05)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_in_another_thread_signals_are_left_alone():
+    entered = []
+
+    def work() -> None:
+        with interruptible():
+            entered.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert entered == [signal.getsignal(signal.SIGTERM)]
