@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,8 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 import strongreg
-from strongreg.experiments.engine import EpochMetrics, RunResult, check_method
+from strongreg.experiments.engine import EpochMetrics, RunResult, RunStoppedError, check_method, train
 from strongreg.experiments.engine.checkpoint import FILE_NAME as CHECKPOINT
+from strongreg.experiments.engine.distributed import World
 from strongreg.experiments.engine.loop import WEIGHTS_FILE
 from strongreg.experiments.engine.record import FILE_NAME as HISTORY_FILE
 from strongreg.experiments.engine.record import load_history, load_result
@@ -165,6 +166,40 @@ class Comparison:
                     self.results[job] = result
                     self._write_results()
                     listener.on_result(job, result)
+
+    def run_together(self, world: World, listener: Listener, should_stop: Callable[[], bool]) -> None:
+        """Train what is not finished yet in the processes of torchrun, one run after another, each by all of them.
+
+        Args:
+            world: the processes; this object is the same in all.
+            listener: hears of the progress.
+            should_stop: whether this process was asked to stop.
+
+        Raises:
+            UserError: the data cannot be read, no device is left for a process, or a directory cannot be written.
+            KeyboardInterrupt: one of the processes was asked to stop; the checkpoint is saved.
+        """
+        torch.set_flush_denormal(True)  # as in a pool's processes
+        try:
+            for job in self.jobs:
+                if job not in self.results:
+                    self.results[job] = self._train_together(job, world, listener, should_stop)
+                    world.on_main(self._write_results)
+                    listener.on_result(job, self.results[job])
+            world.on_main(self._write_results)
+        except RunStoppedError:
+            raise KeyboardInterrupt from None
+        except OSError as error:
+            raise _cannot_write(self.directory, error) from error
+
+    def _train_together(self, job: Job, world: World, listener: Listener, should_stop: Callable[[], bool]) -> RunResult:
+        recipe = self.recipe.for_method(job.method)
+        data = world.everywhere(lambda: recipe_data(recipe, self.data_dir))
+
+        def on_epoch(metrics: EpochMetrics) -> None:
+            listener.on_epoch(job, metrics)
+
+        return train(recipe, job.method, job.seed, data, self._run_directory(job), on_epoch, should_stop, world)
 
     @property
     def finished_results(self) -> list[RunResult]:
