@@ -35,6 +35,7 @@ def _run(arguments: Sequence[str] | None) -> int:
             import typer
 
             from strongreg.cli.app import app
+            from strongreg.experiments.engine.distributed import Launch
             from strongreg.experiments.errors import UserError
     except ImportError as error:
         if not error.name or error.name.partition(".")[0] == __package__.partition(".")[0]:  # there, but broken
@@ -42,14 +43,17 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _fail(f"the command needs the package {error.name!r}: pip install 'strongreg[experiments]'")
     # BadParameter -> UsageError -> ClickException: click's own, or the copy that newer typers carry
     click_exception: type[Exception] = typer.BadParameter.__mro__[2]
+    # under torchrun an error of the user is one of all processes. The first shows it; another that failed too would
+    # make torchrun end the first before it has
+    fail = _fail if Launch.read().rank == 0 else _stay_silent
     try:
         code = app(arguments, standalone_mode=False, prog_name="strongreg")
         return _fail("interrupted") if code == _EXIT_INTERRUPTED else code if isinstance(code, int) else 0
     except UserError as error:
-        return _fail(str(error))
+        return fail(str(error))
     except click_exception as error:
         hint = "" if arguments or sys.argv[1:] else " strongreg --help shows them"
-        return _fail(error.format_message() + hint)  # type: ignore[attr-defined]
+        return fail(error.format_message() + hint)  # type: ignore[attr-defined]
     except typer.Abort:
         return _fail("interrupted")
     except OSError as error:  # of standard output: a full disk, a closed pipe
@@ -72,6 +76,11 @@ def _interrupted_at_once() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _stay_silent(message: str) -> int:
+    del message
+    return 0
 
 
 def _fail(message: str) -> int:

@@ -8,6 +8,8 @@ import typer
 
 import strongreg
 from strongreg.cli import runs, study
+from strongreg.experiments.engine.distributed import Launch
+from strongreg.experiments.errors import UserError
 
 _EPILOG = """Examples:
 
@@ -44,9 +46,12 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _strongreg(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Strong regularization that deep networks endure: gradient-coherent L1, L2 and group penalties."""
     del version
+    if context.invoked_subcommand != "train" and Launch.read().size > 1:
+        raise UserError(f"{context.invoked_subcommand} starts its own processes: under torchrun only train runs")

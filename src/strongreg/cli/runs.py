@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -31,8 +32,9 @@ from strongreg.cli.options import (
 )
 from strongreg.experiments.compare import Comparison
 from strongreg.experiments.console import ProgressBars, show_table
+from strongreg.experiments.engine.distributed import ALONE, World, joined
 from strongreg.experiments.errors import UserError, check_known
-from strongreg.experiments.pool import interruptible
+from strongreg.experiments.pool import interruptible, stop_requests
 from strongreg.experiments.recipe import COMPARED, METHODS
 from strongreg.experiments.table import summarize
 
@@ -110,7 +112,7 @@ def compare(
         check_known("method", name, METHODS)
     chosen = [method for method in METHODS if method in names]
     comparison = Comparison(built, chosen, range(seeds), out or new_directory("compare"), data_dir)
-    _run(comparison, workers, as_json=as_json)
+    _run(comparison, _pooled(comparison, workers), as_json=as_json)
 
 
 def train(
@@ -134,35 +136,64 @@ def train(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a network once; the numbers are those of the same method and seed in compare."""
-    if resume is not None:
-        _run(Comparison.open(resume, data_dir), 1, as_json=as_json)
-        return
-    check_known("method", method, METHODS)
-    if not 0 <= seed <= _LARGEST_SEED:
-        raise UserError(f"seed={seed}: must be between 0 and {_LARGEST_SEED}")
-    built = recipe_of(
-        recipe,
-        settings,
-        {
-            "data.name": data,
-            "model.name": model,
-            "penalty.name": penalty,
-            "penalty.strength": strength,
-            "penalty.strength_scale": strength_scale,
-            "gate.threshold": gate_threshold,
-            "training.epochs": epochs,
-            "training.device": device,
-            "training.stop_when_dead": stop_when_dead,
-        },
-    )
-    chosen = [known for known in METHODS if known == method]
-    comparison = Comparison(built, chosen, [seed], out or new_directory("train"), data_dir)
-    _run(comparison, 1, as_json=as_json)
+    """Train a network once; the numbers are those of the same method and seed in compare.
+
+    Under torchrun (torchrun --nproc-per-node 2 -m strongreg train ...) its processes train it together: each takes a
+    share of every batch, and on cuda a GPU of its own.
+    """
+
+    def opened() -> Comparison:
+        if resume is not None:
+            return Comparison.open(resume, data_dir)
+        check_known("method", method, METHODS)
+        if not 0 <= seed <= _LARGEST_SEED:
+            raise UserError(f"seed={seed}: must be between 0 and {_LARGEST_SEED}")
+        built = recipe_of(
+            recipe,
+            settings,
+            {
+                "data.name": data,
+                "model.name": model,
+                "penalty.name": penalty,
+                "penalty.strength": strength,
+                "penalty.strength_scale": strength_scale,
+                "gate.threshold": gate_threshold,
+                "training.epochs": epochs,
+                "training.device": device,
+                "training.stop_when_dead": stop_when_dead,
+            },
+        )
+        chosen = [known for known in METHODS if known == method]
+        return Comparison(built, chosen, [seed], out or new_directory("train"), data_dir)
+
+    with joined() as world:
+        comparison = world.on_main(opened)
+        if world.size == 1:
+            _run(comparison, _pooled(comparison, 1), as_json=as_json)
+            return
+        with stop_requests() as should_stop:
+            _run(
+                comparison, lambda bars: comparison.run_together(world, bars, should_stop), as_json=as_json, world=world
+            )
 
 
-def _run(comparison: Comparison, workers: int | None, *, as_json: bool) -> None:
-    messages, training, out = Console(stderr=True), comparison.recipe.training, comparison.directory
+def _pooled(comparison: Comparison, workers: int | None) -> Callable[[ProgressBars], None]:
+    """Trains in processes of our own."""
+    num_missing = sum(job not in comparison.results for job in comparison.jobs)
+    if workers is None:
+        workers = (os.cpu_count() or 1) if comparison.recipe.training.device == "cpu" else 1
+
+    def train_all(bars: ProgressBars) -> None:
+        with interruptible():
+            comparison.run(max(1, min(workers, num_missing)), 1, bars)
+
+    return train_all
+
+
+def _run(
+    comparison: Comparison, train_all: Callable[[ProgressBars], None], *, as_json: bool, world: World = ALONE
+) -> None:
+    messages, out = Console(stderr=True, quiet=not world.is_main), comparison.directory
     num_kept = len(comparison.results)
     num_missing = sum(job not in comparison.results for job in comparison.jobs)
     if num_kept or comparison.num_started:
@@ -170,19 +201,17 @@ def _run(comparison: Comparison, workers: int | None, *, as_json: bool) -> None:
         if comparison.num_started:
             found += f", {comparison.num_started} of them from a checkpoint"
         messages.print(found, markup=False, highlight=False, soft_wrap=True)
-    if workers is None:
-        workers = (os.cpu_count() or 1) if training.device == "cpu" else 1
     try:
-        with interruptible(), ProgressBars(messages, num_missing, training.epochs) as progress:
-            comparison.run(max(1, min(workers, num_missing)), 1, progress)
+        with ProgressBars(messages, num_missing, comparison.recipe.training.epochs) as bars:
+            train_all(bars)
     except KeyboardInterrupt:
-        _conclude(comparison, messages, as_json=False)
+        world.on_main(lambda: _conclude(comparison, messages, as_json=False))
         kept = sum(job in comparison.results for job in comparison.jobs)
         raise UserError(
             f"interrupted: {kept} of {len(comparison.jobs)} runs are finished and kept in {out}; the same "
             f"command with --out {out} goes on"
         ) from None
-    _conclude(comparison, Console(), as_json=as_json)
+    world.on_main(lambda: _conclude(comparison, Console(), as_json=as_json))
     messages.print(
         f"wrote {out / 'results.json'} and {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,14 +12,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 import strongreg
-from strongreg.experiments.engine import EpochMetrics, RunResult
+from strongreg.experiments.engine import EpochMetrics, RunResult, RunStoppedError, train
 from strongreg.experiments.engine.checkpoint import FILE_NAME as CHECKPOINT
+from strongreg.experiments.engine.distributed import World
 from strongreg.experiments.engine.loop import WEIGHTS_FILE
 from strongreg.experiments.engine.record import FILE_NAME as HISTORY_FILE
 from strongreg.experiments.engine.record import METRICS_FILE, load_history, load_metrics, load_result
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.files import read_json, write_bytes, write_json
-from strongreg.experiments.pool import Task, TaskPool
+from strongreg.experiments.pool import Task, TaskPool, recipe_data
 from strongreg.experiments.recipe import METHODS, Method, Recipe, build_recipe, show_recipe
 from strongreg.experiments.runnable import check_runnable, on_a_real_device, outcome
 
@@ -169,6 +170,40 @@ class Comparison:
                     self.results[job] = result
                     self._write_results()
                     listener.on_result(job, result)
+
+    def run_together(self, world: World, listener: Listener, should_stop: Callable[[], bool]) -> None:
+        """Train what is not finished yet in the processes of torchrun, one run after another, each by all of them.
+
+        Args:
+            world: the processes; this object is the same in all.
+            listener: hears of the progress.
+            should_stop: whether this process was asked to stop.
+
+        Raises:
+            UserError: the data cannot be read, no device is left for a process, or a directory cannot be written.
+            KeyboardInterrupt: one of the processes was asked to stop; the checkpoint is saved.
+        """
+        torch.set_flush_denormal(True)  # as in a pool's processes
+        try:
+            for job in self.jobs:
+                if job not in self.results:
+                    self.results[job] = self._train_together(job, world, listener, should_stop)
+                    world.on_main(self._write_results)
+                    listener.on_result(job, self.results[job])
+            world.on_main(self._write_results)
+        except RunStoppedError:
+            raise KeyboardInterrupt from None
+        except OSError as error:
+            raise _cannot_write(self.directory, error) from error
+
+    def _train_together(self, job: Job, world: World, listener: Listener, should_stop: Callable[[], bool]) -> RunResult:
+        recipe = self.recipe.for_method(job.method)
+        data = world.everywhere(lambda: recipe_data(recipe, self.data_dir))
+
+        def on_epoch(metrics: EpochMetrics) -> None:
+            listener.on_epoch(job, metrics)
+
+        return train(recipe, job.method, job.seed, data, self._run_directory(job), on_epoch, should_stop, world)
 
     @property
     def finished_results(self) -> list[RunResult]:

@@ -168,6 +168,24 @@ def interruptible() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Within the block Ctrl-C and a request to terminate are noted: the processes that train together stop together.
+
+    Yields:
+        Whether there was one.
+    """
+    requests: list[int] = []
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    numbers = [number for name in names if (number := getattr(signal, name, None)) is not None]
+    before = {number: signal.signal(number, lambda number, _: requests.append(number)) for number in numbers}
+    try:
+        yield lambda: bool(requests)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def _interrupts_held_back() -> Iterator[None]:
     """Ctrl-C waits until the end of the block; processes started within never hear of it."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows

@@ -46,23 +46,27 @@ class Batches:
         """Number of optimizer steps of one pass."""
         return math.ceil(len(self._data.train) / self._batch_size)
 
-    def epoch(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor, int]]:
+    def epoch(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor, float]]:
         """One pass over the images.
 
         Args:
             first: number of batches to leave out, for a run that goes on.
 
         Yields:
-            Images, shape (n, channels, height, width), float32, normalized; labels, shape (n,); and the number of
-            images of the whole batch, all shares together.
+            Images, shape (n, channels, height, width), float32, normalized; labels, shape (n,); and the factor on their
+            mean loss that makes its mean over the shares the mean loss of the whole batch. A share without images is
+            the whole batch with factor 0: its process takes part in the step as the others do.
         """
         split = self._data.train
         self._order_at_start = self._order.get_state()
         order = torch.randperm(len(split), generator=self._order).to(split.labels.device)
         for batch in order.split(self._batch_size)[first:]:
             mine = batch[self._rank :: self._world_size] if self._world_size > 1 else batch
+            factor = len(mine) * self._world_size / len(batch)
+            if not len(mine):
+                mine = batch
             images = self._augment(split.images[mine], self._random)
-            yield self._data.normalize(images), split.labels[mine], len(batch)
+            yield self._data.normalize(images), split.labels[mine], factor
 
     def state_dict(self) -> dict[str, Any]:
         """Where the generators stand; the order's is that at the start of the pass.

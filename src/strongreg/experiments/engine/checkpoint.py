@@ -13,7 +13,7 @@ from strongreg.experiments.errors import UserError
 from strongreg.experiments.files import write_bytes
 
 FILE_NAME = "checkpoint.pt"
-_VERSION = 1
+_VERSION = 2
 
 
 def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
@@ -31,18 +31,19 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
     write_bytes(directory / FILE_NAME, buffer.getvalue())
 
 
-def load_checkpoint(directory: Path, fingerprint: str) -> dict[str, Any] | None:
+def load_checkpoint(directory: Path, fingerprint: str, world_size: int = 1) -> dict[str, Any] | None:
     """Read a run's checkpoint.
 
     Args:
         directory: of the run.
         fingerprint: what the checkpoint must have been saved with: recipe, method and seed.
+        world_size: number of processes that it must be of.
 
     Returns:
         What was saved, or None where there is none.
 
     Raises:
-        UserError: it is damaged, of another version, or of another run.
+        UserError: it is damaged, of another version, of another run, or of another number of processes.
     """
     file = directory / FILE_NAME
     if not file.exists():
@@ -55,25 +56,35 @@ def load_checkpoint(directory: Path, fingerprint: str) -> dict[str, Any] | None:
         raise UserError(f"{file} is of another version of strongreg: delete it to train that run from the start")
     if state.get("fingerprint") != fingerprint:
         raise UserError(f"{file} is of another recipe, method or seed: delete it to train that run from the start")
+    if state.get("world_size") != world_size:
+        raise UserError(
+            f"{file} is of a run in {state.get('world_size')} processes, this is one in {world_size}: "
+            "start as many with torchrun --nproc-per-node, or delete it to train that run from the start"
+        )
     return state
 
 
-def random_state() -> dict[str, Any]:
+def random_state(device: torch.device) -> dict[str, Any]:
     """Where torch's own generators stand.
+
+    Args:
+        device: of the run.
 
     Returns:
         Tensors for :func:`set_random_state`.
     """
-    on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": on_devices}
+    on_device = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return {"cpu": torch.get_rng_state(), "cuda": on_device}
 
 
-def set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     """Put torch's own generators back.
 
     Args:
         state: what :func:`random_state` returned.
+        device: of the run.
     """
     torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if device.type == "cuda":
+        for on_device in state["cuda"]:  # none where the run began on the CPU
+            torch.cuda.set_rng_state(on_device, device)

@@ -26,6 +26,7 @@ from strongreg.experiments.engine.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
+from strongreg.experiments.engine.distributed import ALONE, World
 from strongreg.experiments.engine.measurement import (
     CHANCE_MARGIN,
     EpochMetrics,
@@ -38,7 +39,7 @@ from strongreg.experiments.engine.methods import REGULARIZED, build_regularizers
 from strongreg.experiments.engine.optimizers import build_optimizers, lr_schedule
 from strongreg.experiments.engine.pruning import build_pruner
 from strongreg.experiments.engine.record import FILE_NAME as HISTORY_FILE
-from strongreg.experiments.engine.record import save_history
+from strongreg.experiments.engine.record import METRICS_FILE, save_history
 from strongreg.experiments.files import write_bytes, write_json
 from strongreg.experiments.models import build_model
 from strongreg.experiments.recipe import Method, Recipe, show_recipe
@@ -60,6 +61,7 @@ def train(
     directory: Path,
     on_epoch: Callable[[EpochMetrics], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
+    world: World = ALONE,
 ) -> RunResult:
     """Train one network, from scratch or from the checkpoint in its directory.
 
@@ -71,10 +73,11 @@ def train(
         directory: existing directory that receives recipe.toml, metrics.jsonl, history.safetensors, weights.safetensors
             and, last, result.json; while the run is under way also checkpoint.pt.
         on_epoch: called after each epoch.
-        should_stop: asked after each step.
+        should_stop: asked after each step; in several processes on GPUs, after every 20th. All stop if one is to.
+        world: the processes that train it together; a batch is shared among them.
 
     Returns:
-        The outcome.
+        The outcome, in each of them.
 
     Raises:
         RunStoppedError: ``should_stop`` said so; the run goes on from there when it is trained again.
@@ -82,25 +85,29 @@ def train(
             wanted and missing.
         OSError: the directory cannot be written.
     """
-    trainer = _Trainer(recipe.for_method(method), method, seed, data, directory)
+    trainer = world.everywhere(lambda: _Trainer(recipe.for_method(method), method, seed, data, directory, world))
     return trainer.run(on_epoch, should_stop)
 
 
 class _Trainer:
     """Everything that changes during a run, and how it is saved."""
 
-    def __init__(self, recipe: Recipe, method: Method, seed: int, data: ImageData, directory: Path) -> None:
-        self.recipe, self.method, self.seed, self.directory = recipe, method, seed, directory
+    def __init__(
+        self, recipe: Recipe, method: Method, seed: int, data: ImageData, directory: Path, world: World
+    ) -> None:
+        self.recipe, self.method, self.seed, self.directory, self.world = recipe, method, seed, directory, world
         training = recipe.training
-        self.device = torch.device(training.device)
+        self.device = world.device(training.device)
         self.data = data.to(self.device)
         torch.manual_seed(seed)
         options = recipe.model.model_dump(exclude={"name"})
         self.model = build_model(recipe.model.name, data.image_shape, data.num_classes, **options).to(self.device)
         if training.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        world.seed_draws(seed)
         augmentation = Augmentation(recipe.data.crop_padding, recipe.data.flip, recipe.data.cutout)
-        self.batches = Batches(self.data, training.batch_size, augmentation, seed)
+        shares = {"rank": world.rank, "world_size": world.size}
+        self.batches = Batches(self.data, training.batch_size, augmentation, seed, **shares)
         self.num_steps = training.epochs * len(self.batches)
         self.optimizers = build_optimizers(self.model, recipe.optimizer)
         self.lr_factor = lr_schedule(recipe.optimizer, self.num_steps)
@@ -110,7 +117,6 @@ class _Trainer:
         params = {t.name: t.param for r in self.counted for t in r.targets}
         self.pruner = build_pruner(method, self.model, params, recipe.pruning, self.num_steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.precision == "fp16")
-        self.forward = torch.compile(self.model) if training.compile else self.model
         self.epoch, self.batch, self.num_dead = 0, 0, 0
         self.loss_sum = torch.zeros((), device=self.device)
         self.seconds = 0.0
@@ -124,58 +130,59 @@ class _Trainer:
     def run(self, on_epoch: Callable[[EpochMetrics], None], should_stop: Callable[[], bool]) -> RunResult:
         started = time.perf_counter()
         self._resume()
+        self.parallel = self.world.parallel(self.model)
+        self.forward = torch.compile(self.parallel) if self.recipe.training.compile else self.parallel
         already = self.seconds
-        write_bytes(self.directory / RECIPE_FILE, show_recipe(self.recipe).encode())
-        file = self.directory / "metrics.jsonl"
+        self.world.on_main(self._begin_files)
         every = self.recipe.training.checkpoint_every
-        with (
-            open_board(self.directory, self.epoch, wanted=self.recipe.training.tensorboard) as show,
-            file.open("w") as stream,
-        ):
-            stream.writelines(self.lines)
-            stream.flush()
+        with open_board(
+            self.directory, self.epoch, wanted=self.recipe.training.tensorboard and self.world.is_main
+        ) as show:
             while self.epoch < self.recipe.training.epochs and not self._is_dead():
                 if not self._train_epoch(should_stop):
                     self.seconds = already + time.perf_counter() - started
                     self._save()
                     raise RunStoppedError
                 metrics = self._end_epoch()
-                stream.write(self.lines[-1])
-                stream.flush()
                 show(metrics)
                 self.seconds = already + time.perf_counter() - started
                 if every and self.epoch % every == 0 and self.epoch < self.recipe.training.epochs:
                     self._save()
                 on_epoch(metrics)
         self.seconds = already + time.perf_counter() - started
-        return self._finish()
+        return self.world.on_main(self._finish)
+
+    def _begin_files(self) -> None:
+        write_bytes(self.directory / RECIPE_FILE, show_recipe(self.recipe).encode())
+        (self.directory / METRICS_FILE).write_text("".join(self.lines), encoding="utf-8")
 
     def _train_epoch(self, should_stop: Callable[[], bool]) -> bool:
         """Train to the end of the epoch; False if it was asked to stop before."""
-        for images, labels, num_images in self.batches.epoch(first=self.batch):
+        asked_every = self.world.steps_between_questions(self.device)
+        for images, labels, factor in self.batches.epoch(first=self.batch):
             for group, peak in zip(self._groups(), self.peak_lrs, strict=True):
                 group["lr"] = peak * self.lr_factor(self.step)
-            self._step(images, labels, num_images)
+            self._step(images, labels, factor)
             self.batch += 1
             if self.pruner is not None:
                 self.pruner.after_step(self.step)
-            if should_stop():
+            if self.step % asked_every == 0 and self.world.any(should_stop()):
                 return False
         return True
 
-    def _step(self, images: Tensor, labels: Tensor, num_images: int) -> None:
+    def _step(self, images: Tensor, labels: Tensor, factor: float) -> None:
+        """One step along the gradient of the mean loss of a batch, of which these are this process's share."""
         if self.recipe.training.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         part_size = -(-len(images) // self.recipe.training.accumulate)
-        for part, answers in zip(images.split(part_size), labels.split(part_size), strict=True):
-            with self._autocast():
-                loss = functional.cross_entropy(self.forward(part), answers)
-            if len(part) < num_images:
-                loss = loss * (len(part) / num_images)
-            self.scaler.scale(loss).backward()
-            self.loss_sum += loss.detach()
+        parts = list(zip(images.split(part_size), labels.split(part_size), strict=True))
+        for part, answers in parts[:-1]:
+            with self.world.no_sync(self.parallel):
+                self._backward(part, answers, factor * len(part) / len(images))
+        part, answers = parts[-1]
+        self._backward(part, answers, factor * len(part) / len(images))
         if self.recipe.optimizer.clip_norm is not None:
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
@@ -184,30 +191,44 @@ class _Trainer:
             self.scaler.step(optimizer)
         self.scaler.update()
 
+    def _backward(self, images: Tensor, labels: Tensor, factor: float) -> None:
+        with self._autocast():
+            loss = functional.cross_entropy(self.forward(images), labels)
+        if factor != 1:
+            loss = loss * factor
+        self.scaler.scale(loss).backward()
+        self.loss_sum += loss.detach()
+
     def _end_epoch(self) -> EpochMetrics:
         num_batches = len(self.batches)
         self.epoch, self.batch = self.epoch + 1, 0
         split = self.data.validation if len(self.data.validation) else self.data.test
-        accuracy = self._evaluate(split)
+        accuracy = self.world.on_main(lambda: self._evaluate(split))
         first = self._groups()[0]
         metrics = epoch_metrics(
             self.epoch,
             (self.epoch - 1) * num_batches,
             first["lr"],
-            float(self.loss_sum) / num_batches,
+            self.world.mean(self.loss_sum) / num_batches,
             accuracy,
             self.counted,
         )
         self.loss_sum.zero_()
         self.num_dead = self.num_dead + 1 if accuracy <= CHANCE_MARGIN / self.data.num_classes else 0
         self.lines.append(json.dumps(asdict(metrics)) + "\n")
+        self.world.on_main(self._write_last_line)
         return metrics
+
+    def _write_last_line(self) -> None:
+        with (self.directory / METRICS_FILE).open("a", encoding="utf-8") as stream:
+            stream.write(self.lines[-1])
 
     def _is_dead(self) -> bool:
         limit = self.recipe.training.stop_when_dead
         return 0 < limit <= self.num_dead
 
     def _finish(self) -> RunResult:
+        """Evaluate and write everything, in the first process only."""
         save_history(self.counted[0], self.directory / HISTORY_FILE)
         state = {name: tensor.cpu().contiguous() for name, tensor in self.model.state_dict().items()}
         write_bytes(self.directory / WEIGHTS_FILE, save(state))
@@ -255,37 +276,43 @@ class _Trainer:
         return hashlib.sha256(f"{outcome} {self.method} {self.seed}".encode()).hexdigest()
 
     def _save(self) -> None:
-        save_checkpoint(
-            self.directory,
-            {
-                "fingerprint": self._fingerprint(),
-                "epoch": self.epoch,
-                "batch": self.batch,
-                "num_dead": self.num_dead,
-                "seconds": self.seconds,
-                "lines": self.lines,
-                "loss_sum": self.loss_sum,
-                "model": self.model.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                "pruner": {} if self.pruner is None else self.pruner.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "batches": self.batches.state_dict(),
-                "random": random_state(),
-            },
-        )
+        own = {
+            "loss_sum": self.loss_sum.cpu(),
+            "batches": self.batches.state_dict(),
+            "random": random_state(self.device),
+        }
+        of_each_process = self.world.gather(own)
+        self.world.on_main(lambda: save_checkpoint(self.directory, self._state() | {"processes": of_each_process}))
+
+    def _state(self) -> dict[str, Any]:
+        """What is the same in every process."""
+        return {
+            "fingerprint": self._fingerprint(),
+            "world_size": self.world.size,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "num_dead": self.num_dead,
+            "seconds": self.seconds,
+            "lines": self.lines,
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "pruner": {} if self.pruner is None else self.pruner.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
 
     def _resume(self) -> None:
-        state = load_checkpoint(self.directory, self._fingerprint())
+        state = self.world.on_main(lambda: load_checkpoint(self.directory, self._fingerprint(), self.world.size))
         if state is None:
             return
         self.epoch, self.batch, self.num_dead = state["epoch"], state["batch"], state["num_dead"]
         self.seconds, self.lines = state["seconds"], state["lines"]
-        self.loss_sum.copy_(state["loss_sum"])
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         if self.pruner is not None:
             self.pruner.load_state_dict(state["pruner"])
         self.scaler.load_state_dict(state["scaler"])
-        self.batches.load_state_dict(state["batches"], in_epoch=self.batch > 0)
-        set_random_state(state["random"])
+        own = state["processes"][self.world.rank]
+        self.loss_sum.copy_(own["loss_sum"])
+        self.batches.load_state_dict(own["batches"], in_epoch=self.batch > 0)
+        set_random_state(own["random"], self.device)
