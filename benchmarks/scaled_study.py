@@ -1,0 +1,175 @@
+"""The scaled study: a narrow VGG-like network on 10,000 images of Fashion-MNIST and CIFAR-10, every method tuned alike.
+
+    python benchmarks/scaled_study.py --out FOLDER [--data fashion_mnist] [--penalty l1] [--json FILE] [--seeds 3]
+
+Each method tries the same number of settings with seed 0; the best by *validation* accuracy among those at the asked
+compression or beyond is trained with all seeds, and only its test accuracies are reported. Runs are kept in FOLDER: the
+same command goes on where it stopped. Writes one entry per final run, as in compare's results.json, and prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from strongreg.experiments.engine import RunResult
+from strongreg.experiments.engine.record import load_result
+from strongreg.experiments.errors import UserError
+from strongreg.experiments.pool import Task, TaskPool
+from strongreg.experiments.recipe import Method, build_recipe, parse_settings
+from strongreg.experiments.table import cells, summarize
+
+TARGETS = (10.0, 20.0)
+BASE: dict[str, Any] = {
+    "model.name": "vgg_narrow",
+    "data.num_train": 10_000,
+    "data.validation_share": 1 / 12,
+    "training.epochs": 24,
+    "training.batch_size": 64,
+    "training.precision": "bf16",
+    "training.channels_last": True,
+    "training.history_every": 4,
+    "training.stop_when_dead": 6,
+    "optimizer.lr": 0.02,
+}
+DATA: dict[str, dict[str, Any]] = {
+    "fashion_mnist": {"data.name": "fashion_mnist"},
+    "cifar10": {"data.name": "cifar10", "data.crop_padding": 4, "data.flip": True},
+}
+DECAY = "optimizer.weight_decay"
+_STRENGTHS = {"l1": (0.0005, 0.001, 0.0015, 0.0025, 0.004, 0.006), "l2": (0.003, 0.01, 0.03, 0.06, 0.1, 0.2)}
+Setting = dict[str, Any]
+
+
+def settings_of(method: Method, penalty: str) -> list[Setting]:
+    """Six settings of a method; for magnitude pruning six at each compression."""
+    if method == "dense":
+        return [{DECAY: decay} for decay in (0.0, 1e-4, 5e-4, 1e-3, 2e-3, 5e-3)]
+    if method == "magnitude":
+        return [
+            {DECAY: decay, "pruning.end_share": end, "pruning.compression": target}
+            for target in TARGETS
+            for decay in (5e-4, 1e-3, 2e-3)
+            for end in (0.4, 0.6)
+        ]
+    ramp = {} if penalty == "l1" else {"penalty.ramp_share": 0.0}
+    decay = {DECAY: 5e-4} if penalty == "l1" else {}  # of use in the refit; L2 is a decay itself
+    return [{"penalty.name": penalty, "penalty.strength": s, **ramp, **decay} for s in _STRENGTHS[penalty]]
+
+
+class Study:
+    """Runs in one folder, each found again by what it is.
+
+    Args:
+        folder: where they lie.
+        data_dir: where the data sets lie.
+        workers: processes at a time.
+        changes: keys that differ from the study's own, for a smaller one.
+    """
+
+    def __init__(self, folder: Path, data_dir: Path | None, workers: int, changes: dict[str, Any]) -> None:
+        self._folder, self._data_dir, self._workers, self._changes = folder, data_dir, workers, changes
+
+    def train(self, wanted: Sequence[tuple[str, Method, Setting, int]]) -> list[RunResult]:
+        """The results of runs (data, method, setting, seed), trained where they are not there yet."""
+        folders = [self._run_folder(*run) for run in wanted]
+        with TaskPool(self._workers) as pool:
+            pending = {}
+            for folder, (data, method, setting, seed) in zip(folders, wanted, strict=True):
+                if not (folder / "result.json").exists() and folder not in pending.values():
+                    folder.mkdir(parents=True, exist_ok=True)
+                    recipe = build_recipe({**BASE, **DATA[data], **setting, **self._changes})
+                    pending[pool.submit(Task(recipe, method, seed, folder, self._data_dir))] = folder
+            while pending:
+                for future in pool.wait(pending):
+                    folder, result = pending.pop(future), future.result()
+                    if result is not None:
+                        smaller = "nothing left" if result.compression is None else f"{result.compression:.1f}x"
+                        print(f"{folder.name}: {result.accuracy:.1%} {smaller}", file=sys.stderr, flush=True)
+        return [load_result(folder / "result.json") for folder in folders]
+
+    def _run_folder(self, data: str, method: Method, setting: Setting, seed: int) -> Path:
+        parts = [f"{key.rpartition('.')[2]}={value:g}" for key, value in setting.items() if isinstance(value, float)]
+        penalty = setting.get("penalty.name", "")
+        return self._folder / "-".join([data, method, *([penalty] if penalty else []), *parts, f"seed{seed}"])
+
+
+def choose(settings: Sequence[Setting], results: Sequence[RunResult], target: float) -> Setting | None:
+    """The setting of the best validation accuracy among those compressed enough; None if there is none."""
+    fitting = [
+        (result.validation_accuracy or 0.0, i)
+        for i, result in enumerate(results)
+        if result.compression is not None and result.compression >= 0.95 * target and result.alive
+    ]
+    return settings[max(fitting)[1]] if fitting else None
+
+
+def main() -> int:
+    """Tune, train, tell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", default="fashion_mnist,cifar10")
+    parser.add_argument("--penalty", default="l1,l2")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--data-dir", type=Path, default=None)
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="A.B=C")
+    parser.add_argument("--json", type=Path, default=None)
+    arguments = parser.parse_args()
+    try:
+        study = Study(arguments.out, arguments.data_dir, arguments.workers, parse_settings(arguments.settings))
+        entries: list[dict[str, Any]] = []
+        print(
+            "| data | penalty | asked | method | setting | accuracy | alive | kept | times smaller | open | seconds |"
+        )
+        print("|---" * 11 + "|")
+        for data in arguments.data.split(","):
+            for penalty in arguments.penalty.split(","):
+                entries += run(study, data, penalty, range(arguments.seeds))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps({"runs": entries}, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def run(study: Study, data: str, penalty: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """All methods with one penalty on one data set; L2 gives no zeros and is compared at no compression."""
+    targets = TARGETS if penalty == "l1" else (1.0,)
+    methods: tuple[Method, ...] = ("dense", "always", "delayed", "coherent")
+    if penalty == "l1":
+        methods += ("magnitude",)
+    grids = {method: settings_of(method, penalty) for method in methods}
+    tried = study.train([(data, method, setting, 0) for method, grid in grids.items() for setting in grid])
+    entries: list[dict[str, Any]] = []
+    for method, grid in grids.items():
+        results, tried = tried[: len(grid)], tried[len(grid) :]
+        for target in (1.0,) if method in ("dense", "always") else targets:
+            setting = choose(grid, results, target)
+            if method == "always" and penalty == "l1":
+                setting = choose(grid, results, min(TARGETS)) or grid[-1]
+            if setting is None:
+                print(f"| {data} | {penalty} | {target:g} | {method} | none of {len(grid)} | - | - | - | - | - | - |")
+                continue
+            final = study.train([(data, method, setting, seed) for seed in seeds])
+            shown = ", ".join(f"{key.partition('.')[2]}={value}" for key, value in setting.items())
+            (summary,) = summarize(final)
+            row = " | ".join(cells(summary)[1:])
+            print(f"| {data} | {penalty} | {target:g} | {method} | {shown} | {row} |", flush=True)
+            mean = statistics.fmean(result.accuracy for result in final)
+            entries += [
+                {**asdict(r), "asked_compression": target, "setting": setting, "mean_accuracy": mean} for r in final
+            ]
+    return entries
+
+
+if __name__ == "__main__":
+    sys.exit(main())
