@@ -15,6 +15,7 @@ from cli.command import start, wait_for
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")]
 
 LONG = ["compare", "--model", "lenet300", "--epochs", "3000", "--workers", "2", "--out", "out"]
+LONG += ["--set", "training.checkpoint_every=0"]  # none but at the end
 ENDED = 60.0  # a loaded machine; on an idle one it takes a second or two
 
 

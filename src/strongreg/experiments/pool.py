@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -62,8 +63,10 @@ class TaskPool:
         context = multiprocessing.get_context("spawn")
         with _interrupts_held_back():  # multiprocessing's own helper starts here, and outlives a closed terminal too
             self._epochs: multiprocessing.Queue[tuple[Path, EpochMetrics]] = context.Queue()
-            self._stop = context.Event()
+            # without a lock: a process that is killed while it asks would hold it for ever
+            self._stop = context.RawValue("b", 0)
         initial = (self._epochs, self._stop, threads)
+        self._processes: set[BaseProcess] = set()
         self._pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=initial)
 
     def __enter__(self) -> TaskPool:
@@ -78,7 +81,7 @@ class TaskPool:
         Raises:
             UserError: a process died.
         """
-        self._stop.set()
+        self._stop.value = 1
         self._pool.shutdown(cancel_futures=True)
         if isinstance(error, BrokenProcessPool):  # of a submit, or of an outcome that nobody waited for
             raise _process_died() from error
@@ -93,7 +96,10 @@ class TaskPool:
             What becomes its outcome; None if it was stopped.
         """
         with _interrupts_held_back():  # the processes start here and inherit it: the parent alone is interrupted
-            return self._pool.submit(_work, task)
+            before = set(multiprocessing.active_children())
+            future = self._pool.submit(_work, task)
+            self._processes |= set(multiprocessing.active_children()) - before
+        return future
 
     def wait(
         self,
@@ -119,6 +125,9 @@ class TaskPool:
         for future in done:
             if isinstance(future.exception(), BrokenProcessPool):
                 raise _process_died() from future.exception()
+        # the executor notices the death of a process that it started last only at its next event
+        if any(process.exitcode is not None for process in self._processes):
+            raise _process_died()
         return done
 
 
@@ -244,9 +253,11 @@ def _work(task: Task) -> RunResult | None:
         _epochs.put((task.directory, metrics))
 
     def should_stop() -> bool:
-        return _is_terminated or bool(_stop.is_set())
+        return _is_terminated or bool(_stop.value)
 
     global _is_training
+    if should_stop():  # it was in the queue of a process when the user stopped it all
+        return None
     data = recipe_data(task.recipe.for_method(task.method), task.data_dir)
     _is_training = True
     try:
