@@ -103,7 +103,10 @@ def test_options_reach_the_search(capsys, no_search):
     run(capsys, "tolerance", "--penalty", "l2", "--strength", 0.3, "--seeds", 2, "--workers", 3, "--out", "here")
     study, workers, _ = no_search.call_args.args
     assert (study.recipe.penalty.name, study.recipe.penalty.strength) == ("l2", 0.3)
-    assert (study.recipe.training.epochs, study.recipe.penalty.ramp_share) == (30, 0.0)
+    # what makes no zeros relaxes to nothing, instead of being switched off for a refit
+    penalty = study.recipe.penalty
+    assert (penalty.ramp_share, penalty.final_factor, penalty.refit_share) == (0.5, 0.0, 0.0)
+    assert study.recipe.training.epochs == 30
     assert (study.methods, study.seeds, workers) == (["always", "delayed", "coherent"], [0, 1], 3)
 
 

@@ -31,7 +31,7 @@ from strongreg.experiments.console import ProbeLines, show_tolerances
 from strongreg.experiments.errors import UserError, check_known
 from strongreg.experiments.fate import diagnose_run, find_runs
 from strongreg.experiments.pool import interruptible
-from strongreg.experiments.tolerance import DEFAULTS, TOLERANT, ToleranceStudy
+from strongreg.experiments.tolerance import TOLERANT, ToleranceStudy, default_changes_of
 
 EPILOG_TOLERANCE = """Examples:
 
@@ -100,7 +100,7 @@ def tolerance(
             "training.epochs": epochs,
             "training.device": device,
         },
-        DEFAULTS,
+        default_changes_of(penalty or "l1"),
     )
     directory = out or new_directory("tolerance")
     chosen = [method for method in TOLERANT if method in names]

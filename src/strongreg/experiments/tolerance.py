@@ -19,13 +19,10 @@ from strongreg.experiments.recipe import Method, Recipe, build_recipe
 from strongreg.experiments.runnable import check_runnable, on_a_real_device, outcome
 
 TOLERANT: tuple[Method, ...] = ("always", "delayed", "coherent")
-DEFAULTS = {
-    "penalty.ramp_share": 0.0,
-    "training.epochs": 30,
-    "training.stop_when_dead": 10,
-    "training.checkpoint_every": 0,
-}
-"""Fields that differ from the defaults of compare: constant strength, and short runs."""
+_SHORT = {"training.epochs": 30, "training.stop_when_dead": 10, "training.checkpoint_every": 0}
+_WITH_ZEROS = {"penalty.ramp_share": 0.0}
+_WITHOUT_ZEROS = {"penalty.ramp_share": 0.5, "penalty.final_factor": 0.0, "penalty.refit_share": 0.0}
+
 
 _RECIPE_REMEDY = "delete this one file if its runs are of the same recipe, or choose another --out"
 _LEARNED = 0.5  # half way from chance to the dense network
@@ -90,6 +87,23 @@ class ToleranceListener(Protocol):
         Args:
             probe: what came of it.
         """
+
+
+def default_changes_of(penalty: str) -> dict[str, Any]:
+    """The fields of a tolerance study that differ from the defaults of compare.
+
+    Short runs at a constant strength, with the refit that keeps the zeros. Weights that L2 has made small have nothing
+    to keep: there the strength relaxes to 0 over the first half instead. To switch a strong L2 off at once, at full
+    learning rate, kills networks that have lived under it: their gradients are as large as ever, and the small weights
+    take them badly (benchmarks/README.md).
+
+    Args:
+        penalty: its name.
+
+    Returns:
+        Dotted name to value.
+    """
+    return {**_SHORT, **(_WITHOUT_ZEROS if penalty.lower() == "l2" else _WITH_ZEROS)}
 
 
 def search(method: Method, start: float, precision: float) -> Iterator[float]:

@@ -33,7 +33,7 @@ def test_every_image_is_in_one_batch_of_a_pass_and_has_its_label(data, batch_siz
     batches = Batches(data, batch_size, NONE, seed=0)
     found = list(batches.epoch())
     assert len(found) == len(batches) == math.ceil(NUM_IMAGES / batch_size)
-    assert [num for _, _, num in found] == [len(labels) for _, labels, _ in found]
+    assert {factor for _, _, factor in found} == {1.0}
     assert sorted(label for _, labels, _ in found for label in labels.tolist()) == list(range(NUM_IMAGES))
     for images, labels, _ in found:
         assert images.dtype == torch.float32
@@ -112,10 +112,12 @@ def test_the_shares_of_a_batch_are_the_batch(data, world_size):
     whole = _labels(Batches(data, 4, NONE, seed=1))
     shares = [list(Batches(data, 4, NONE, 1, rank=rank, world_size=world_size).epoch()) for rank in range(world_size)]
     for number, batch in enumerate(whole):
-        parts = [share[number][1].tolist() for share in shares]
+        # a share without images is the whole batch with factor 0
+        parts = [share[number][1].tolist() if share[number][2] else [] for share in shares]
         assert sorted(label for part in parts for label in part) == sorted(batch)
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
-        assert {share[number][2] for share in shares} == {len(batch)}
+        assert [share[number][2] for share in shares] == [len(part) * world_size / len(batch) for part in parts]
+        assert sum(share[number][2] for share in shares) == pytest.approx(world_size)
 
 
 def test_shares_are_augmented_independently(data):

@@ -17,14 +17,21 @@ from strongreg.experiments.engine.checkpoint import (
 )
 from strongreg.experiments.errors import UserError
 
-STATE = {"fingerprint": "mine", "weights": torch.arange(1000.0), "lines": ["a\n"], "nested": [{"x": 1.5, 2: None}]}
+CPU = torch.device("cpu")
+STATE = {
+    "fingerprint": "mine",
+    "world_size": 1,
+    "weights": torch.arange(1000.0),
+    "lines": ["a\n"],
+    "nested": [{"x": 1.5, 2: None}],
+}
 
 
 def test_what_is_saved_is_loaded(tmp_path):
     save_checkpoint(tmp_path, STATE)
     loaded = load_checkpoint(tmp_path, "mine")
     assert torch.equal(loaded.pop("weights"), STATE["weights"])
-    assert loaded == {"version": 1, **{key: value for key, value in STATE.items() if key != "weights"}}
+    assert loaded == {"version": 2, **{key: value for key, value in STATE.items() if key != "weights"}}
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
@@ -63,7 +70,7 @@ class _Evil:
 @pytest.mark.parametrize("how", ["torch", "pickle"])
 def test_one_that_would_run_code_is_refused_and_does_not_run_it(tmp_path, how):
     file, mark = tmp_path / "checkpoint.pt", tmp_path / "mark"
-    content = {"version": 1, "fingerprint": "mine", "evil": _Evil(mark)}
+    content = {"version": 2, "fingerprint": "mine", "world_size": 1, "evil": _Evil(mark)}
     torch.save(content, file) if how == "torch" else file.write_bytes(pickle.dumps(content, protocol=2))
     with pytest.raises(UserError, match="is damaged"):
         load_checkpoint(tmp_path, "mine")
@@ -73,8 +80,8 @@ def test_one_that_would_run_code_is_refused_and_does_not_run_it(tmp_path, how):
 def test_torchs_own_generators_go_on(tmp_path):
     torch.manual_seed(3)
     torch.rand(5)
-    save_checkpoint(tmp_path, {"fingerprint": "mine", "random": random_state()})
+    save_checkpoint(tmp_path, {"fingerprint": "mine", "world_size": 1, "random": random_state(CPU)})
     expected = torch.rand(5)
     torch.manual_seed(4)
-    set_random_state(load_checkpoint(tmp_path, "mine")["random"])
+    set_random_state(load_checkpoint(tmp_path, "mine")["random"], CPU)
     assert torch.equal(torch.rand(5), expected)

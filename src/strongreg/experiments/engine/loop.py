@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from strongreg.experiments.data import Augmentation, ImageData
 from strongreg.experiments.engine.batches import Batches
-from strongreg.experiments.engine.board import open_board
+from strongreg.experiments.engine.board import check_board, open_board
 from strongreg.experiments.engine.checkpoint import (
     FILE_NAME,
     load_checkpoint,
@@ -97,6 +97,8 @@ class _Trainer:
     ) -> None:
         self.recipe, self.method, self.seed, self.directory, self.world = recipe, method, seed, directory, world
         training = recipe.training
+        if training.tensorboard:
+            check_board()
         self.device = world.device(training.device)
         self.data = data.to(self.device)
         torch.manual_seed(seed)
