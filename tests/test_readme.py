@@ -72,6 +72,18 @@ def test_the_recorded_runs_show_collapse_and_rescue():
     assert all(r.compression >= 40 for r in coherent)
 
 
+@pytest.mark.parametrize("penalty", ["l1", "l2"])
+def test_the_tolerance_levels_are_those_that_were_recorded(penalty):
+    levels = json.loads((RECORDED / f"tolerance-{penalty}.json").read_text())["tolerance"]
+    always = next(level["failed"] for level in levels if level["method"] == "always")
+    assert {level["method"] for level in levels} == {"always", "delayed", "coherent"}
+    for level in levels:
+        ratio = "-" if level["method"] == "always" else f"{level['endured'] / always:.1f}"
+        words = [penalty, level["method"], f"{level['endured']:.4g}", f"{level['failed']:.4g}", level["reason"]]
+        words += [f"{level['accuracy']:.1%}", f"{level['compression']:.1f}", f"{level['open_fraction']:.0%}", ratio]
+        assert f"| {' | '.join(words)} |" in README
+
+
 def test_every_target_of_make_is_there():
     targets = re.findall(r"^make (\w+)", README, re.MULTILINE)
     makefile = (ROOT / "Makefile").read_text()
