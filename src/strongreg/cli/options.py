@@ -68,16 +68,30 @@ StopWhenDead = Annotated[
 ]
 
 
+_KEYS = {
+    "data": "data.name",
+    "model": "model.name",
+    "penalty": "penalty.name",
+    "strength": "penalty.strength",
+    "strength_scale": "penalty.strength_scale",
+    "gate_threshold": "gate.threshold",
+    "epochs": "training.epochs",
+    "device": "training.device",
+    "stop_when_dead": "training.stop_when_dead",
+}
+"""The key of the recipe behind each option."""
+
+
 def recipe_of(
-    file: Path | None, settings: list[str] | None, options: dict[str, Any], defaults: dict[str, Any] | None = None
+    file: Path | None, settings: list[str] | None, defaults: dict[str, Any] | None = None, **options: Any
 ) -> Recipe:
     """The recipe that a command asked for: a file or the penalty's defaults, then options, then --set.
 
     Args:
         file: of --recipe.
         settings: of --set.
-        options: dotted name to value, None where an option was not given.
         defaults: the command's own, where no file was given.
+        **options: by name, None where one was not given.
 
     Returns:
         The recipe.
@@ -85,7 +99,7 @@ def recipe_of(
     Raises:
         UserError: something in it is wrong.
     """
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {_KEYS[name]: value for name, value in options.items() if value is not None}
     given |= parse_settings(settings or [])
     if file is not None:
         return build_recipe(given, read_recipe(file))

@@ -95,17 +95,15 @@ def compare(
     built = recipe_of(
         recipe,
         settings,
-        {
-            "data.name": data,
-            "model.name": model,
-            "penalty.name": penalty,
-            "penalty.strength": strength,
-            "penalty.strength_scale": strength_scale,
-            "gate.threshold": gate_threshold,
-            "training.epochs": epochs,
-            "training.device": device,
-            "training.stop_when_dead": stop_when_dead,
-        },
+        data=data,
+        model=model,
+        penalty=penalty,
+        strength=strength,
+        strength_scale=strength_scale,
+        gate_threshold=gate_threshold,
+        epochs=epochs,
+        device=device,
+        stop_when_dead=stop_when_dead,
     )
     names = [name.strip() for name in methods.split(",")]
     for name in names:
@@ -151,17 +149,15 @@ def train(
         built = recipe_of(
             recipe,
             settings,
-            {
-                "data.name": data,
-                "model.name": model,
-                "penalty.name": penalty,
-                "penalty.strength": strength,
-                "penalty.strength_scale": strength_scale,
-                "gate.threshold": gate_threshold,
-                "training.epochs": epochs,
-                "training.device": device,
-                "training.stop_when_dead": stop_when_dead,
-            },
+            data=data,
+            model=model,
+            penalty=penalty,
+            strength=strength,
+            strength_scale=strength_scale,
+            gate_threshold=gate_threshold,
+            epochs=epochs,
+            device=device,
+            stop_when_dead=stop_when_dead,
         )
         chosen = [known for known in METHODS if known == method]
         return Comparison(built, chosen, [seed], out or new_directory("train"), data_dir)

@@ -90,17 +90,15 @@ def tolerance(
     built = recipe_of(
         recipe,
         settings,
-        {
-            "data.name": data,
-            "model.name": model,
-            "penalty.name": penalty,
-            "penalty.strength": strength,
-            "penalty.strength_scale": strength_scale,
-            "gate.threshold": gate_threshold,
-            "training.epochs": epochs,
-            "training.device": device,
-        },
         default_changes_of(penalty or "l1"),
+        data=data,
+        model=model,
+        penalty=penalty,
+        strength=strength,
+        strength_scale=strength_scale,
+        gate_threshold=gate_threshold,
+        epochs=epochs,
+        device=device,
     )
     directory = out or new_directory("tolerance")
     chosen = [method for method in TOLERANT if method in names]
