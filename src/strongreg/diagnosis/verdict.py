@@ -15,7 +15,8 @@ from strongreg.history import History
 Verdict = Literal["learned", "penalty_never_acted", "collapsed", "diverged", "dead_gradients", "stalled", "damaged"]
 _Array = npt.NDArray[np.float64]
 
-_CHANCE_MARGIN = 1.5
+CHANCE_MARGIN = 1.5
+"""Accuracy beyond so many times chance is learning."""
 _FAINT = 1e-3  # of a norm's own largest value: as good as 0
 _RARELY = 0.01
 _GROWN = 10.0
@@ -109,7 +110,7 @@ def diagnose(record: RunRecord) -> Diagnosis:
     if len(record.history) == 0 or len(record.accuracy) == 0:
         raise ValueError("a run without recorded steps or epochs cannot be diagnosed: train it with history_every >= 1")
     signs = _Signs(record)
-    chance = _CHANCE_MARGIN / record.num_classes
+    chance = CHANCE_MARGIN / record.num_classes
     final, best = float(record.accuracy[-1]), float(record.accuracy.max())
     told: tuple[str, ...] = (
         f"accuracy {final:.1%} at the end, {best:.1%} at best, {1 / record.num_classes:.1%} by chance",
@@ -157,9 +158,9 @@ class _Signs:
         grown = self.weight > _GROWN * max(float(self.weight[0]), 1e-30)
         chance_loss = math.log(record.num_classes)
         loss = np.where(np.isfinite(record.train_loss), record.train_loss, np.inf)
-        if loss.max() > _LOSS_GROWN * chance_loss and record.accuracy[-1] <= _CHANCE_MARGIN / record.num_classes:
+        if loss.max() > _LOSS_GROWN * chance_loss and record.accuracy[-1] <= CHANCE_MARGIN / record.num_classes:
             return True, int(loss.argmax()) * record.steps_per_epoch
-        if grown.any() and record.accuracy[-1] <= _CHANCE_MARGIN / record.num_classes:
+        if grown.any() and record.accuracy[-1] <= CHANCE_MARGIN / record.num_classes:
             return True, int(self.steps[grown.argmax()])
         return False, None
 

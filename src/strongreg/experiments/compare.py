@@ -15,9 +15,14 @@ import strongreg
 from strongreg.experiments.engine import EpochMetrics, RunResult, RunStoppedError, train
 from strongreg.experiments.engine.checkpoint import FILE_NAME as CHECKPOINT
 from strongreg.experiments.engine.distributed import World
-from strongreg.experiments.engine.loop import WEIGHTS_FILE
-from strongreg.experiments.engine.record import FILE_NAME as HISTORY_FILE
-from strongreg.experiments.engine.record import METRICS_FILE, load_history, load_metrics, load_result
+from strongreg.experiments.engine.record import (
+    HISTORY_FILE,
+    METRICS_FILE,
+    WEIGHTS_FILE,
+    load_history,
+    load_metrics,
+    load_result,
+)
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.files import read_json, write_bytes, write_json
 from strongreg.experiments.pool import Task, TaskPool, recipe_data

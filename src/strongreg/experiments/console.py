@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich import box
@@ -110,12 +111,18 @@ def show_table(console: Console, title: str, summaries: list[MethodSummary]) -> 
         title: above the table.
         summaries: the methods.
     """
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
-    for i, name in enumerate(HEADER):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+    table = _table(title, HEADER)
     for summary in summaries:
         table.add_row(*cells(summary), style="red" if summary.num_alive == 0 else None)
     console.print(table)
+
+
+def _table(title: str, header: Sequence[str]) -> Table:
+    """An empty table, the first column for words and the others for numbers."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+    return table
 
 
 class ProbeLines:
@@ -153,10 +160,7 @@ def show_tolerances(console: Console, recipe: Recipe, levels: list[Tolerance]) -
         levels: the tolerance levels.
     """
     title = f"{recipe.model.name} on {recipe.data.name}, {recipe.penalty.name}, {recipe.training.epochs} epochs"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
-    table.add_column("method", no_wrap=True)
-    for name in ("endures", "fails at", "why", "accuracy", "smaller", "acted", "ratio"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _table(title, ("method", "endures", "fails at", "why", "accuracy", "smaller", "acted", "ratio"))
     always = next((level.failed for level in levels if level.method == "always"), math.nan)
     for level in levels:
         ratio = level.endured / always

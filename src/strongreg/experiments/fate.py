@@ -9,8 +9,7 @@ import numpy as np
 
 from strongreg.diagnosis import Diagnosis, RunRecord, diagnose
 from strongreg.experiments.engine import load_history, load_metrics, load_result
-from strongreg.experiments.engine.record import FILE_NAME as HISTORY_FILE
-from strongreg.experiments.engine.record import METRICS_FILE, RESULT_FILE
+from strongreg.experiments.engine.record import HISTORY_FILE, METRICS_FILE, RESULT_FILE
 from strongreg.experiments.errors import UserError
 
 

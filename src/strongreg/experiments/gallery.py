@@ -18,9 +18,7 @@ import strongreg
 from strongreg.diagnosis import Diagnosis
 from strongreg.experiments.drawing import COLORS, svg
 from strongreg.experiments.engine import EpochMetrics, RunResult, load_history, load_metrics, load_result
-from strongreg.experiments.engine.loop import RECIPE_FILE, WEIGHTS_FILE
-from strongreg.experiments.engine.record import FILE_NAME as HISTORY_FILE
-from strongreg.experiments.engine.record import METRICS_FILE, RESULT_FILE
+from strongreg.experiments.engine.record import HISTORY_FILE, METRICS_FILE, RECIPE_FILE, RESULT_FILE, WEIGHTS_FILE
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.fate import diagnose_run
 

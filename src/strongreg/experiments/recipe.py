@@ -16,6 +16,8 @@ from strongreg.penalties import L1, L2, MCP, ElasticNet, GroupL2, Penalty, Spars
 
 Method = Literal["dense", "always", "delayed", "coherent", "magnitude", "oneshot", "slimming"]
 METHODS: tuple[Method, ...] = get_args(Method)
+WITHOUT_EFFECT = ("checkpoint_every", "tensorboard")
+"""Keys of the training section that change no number."""
 COMPARED: tuple[Method, ...] = ("dense", "always", "delayed", "coherent")
 """The methods that compare trains unless others are asked for."""
 PENALTIES: dict[str, type[Penalty]] = {

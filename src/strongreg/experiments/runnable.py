@@ -12,9 +12,7 @@ from strongreg.experiments.engine import check_board, check_method
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.models import build_model
 from strongreg.experiments.pool import recipe_data
-from strongreg.experiments.recipe import Method, Recipe, show_recipe
-
-_WITHOUT_EFFECT = ("checkpoint_every", "tensorboard")
+from strongreg.experiments.recipe import WITHOUT_EFFECT, Method, Recipe, show_recipe
 
 
 def on_a_real_device(recipe: Recipe) -> Recipe:
@@ -72,5 +70,5 @@ def outcome(config: Any) -> Any:
     """
     if not isinstance(config, dict) or not isinstance(config.get("training"), dict):
         return config
-    training = {key: value for key, value in config["training"].items() if key not in _WITHOUT_EFFECT}
+    training = {key: value for key, value in config["training"].items() if key not in WITHOUT_EFFECT}
     return {**config, "training": training}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from strongreg.experiments.engine import EpochMetrics, RunResult
-from strongreg.experiments.engine.record import load_result
+from strongreg.experiments.engine.record import RESULT_FILE, load_result
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.files import read_json, write_json
 from strongreg.experiments.pool import Task, TaskPool
@@ -240,9 +240,9 @@ class ToleranceStudy:
         name = method if method == "dense" else f"{method}-{strength:.6g}"
         folder = self.directory / "runs" / f"{name}-seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "result.json").exists():
+        if (folder / RESULT_FILE).exists():
             future: Future[RunResult | None] = Future()
-            future.set_result(load_result(folder / "result.json"))
+            future.set_result(load_result(folder / RESULT_FILE))
             return future
         recipe = build_recipe({"penalty.strength": strength}, self.recipe.model_dump())
         return pool.submit(Task(recipe, method, seed, folder, self.data_dir))

@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
+from strongreg.diagnosis.verdict import CHANCE_MARGIN
 from strongreg.experiments.data import Augmentation, ImageData
 from strongreg.experiments.engine.batches import Batches
 from strongreg.experiments.engine.board import check_board, open_board
@@ -28,7 +29,6 @@ from strongreg.experiments.engine.checkpoint import (
 )
 from strongreg.experiments.engine.distributed import ALONE, World
 from strongreg.experiments.engine.measurement import (
-    CHANCE_MARGIN,
     EpochMetrics,
     RunResult,
     epoch_metrics,
@@ -38,14 +38,18 @@ from strongreg.experiments.engine.measurement import (
 from strongreg.experiments.engine.methods import REGULARIZED, build_regularizers
 from strongreg.experiments.engine.optimizers import build_optimizers, lr_schedule
 from strongreg.experiments.engine.pruning import build_pruner
-from strongreg.experiments.engine.record import FILE_NAME as HISTORY_FILE
-from strongreg.experiments.engine.record import METRICS_FILE, save_history
+from strongreg.experiments.engine.record import (
+    HISTORY_FILE,
+    METRICS_FILE,
+    RECIPE_FILE,
+    RESULT_FILE,
+    WEIGHTS_FILE,
+    save_history,
+)
 from strongreg.experiments.files import write_bytes, write_json
 from strongreg.experiments.models import build_model
-from strongreg.experiments.recipe import Method, Recipe, show_recipe
+from strongreg.experiments.recipe import WITHOUT_EFFECT, Method, Recipe, show_recipe
 
-RECIPE_FILE = "recipe.toml"
-WEIGHTS_FILE = "weights.safetensors"
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -253,7 +257,7 @@ class _Trainer:
             epochs=self.epoch,
             steps_per_epoch=len(self.batches),
         )
-        write_json(self.directory / "result.json", asdict(result))  # last and whole: it marks the run as finished
+        write_json(self.directory / RESULT_FILE, asdict(result))  # last and whole: it marks the run as finished
         (self.directory / FILE_NAME).unlink(missing_ok=True)
         return result
 
@@ -274,7 +278,7 @@ class _Trainer:
     # ------------------------------------------------------------------ checkpoints
 
     def _fingerprint(self) -> str:
-        outcome = self.recipe.model_dump_json(exclude={"training": {"device", "checkpoint_every", "tensorboard"}})
+        outcome = self.recipe.model_dump_json(exclude={"training": {"device", *WITHOUT_EFFECT}})
         return hashlib.sha256(f"{outcome} {self.method} {self.seed}".encode()).hexdigest()
 
     def _save(self) -> None:

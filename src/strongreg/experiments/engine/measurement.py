@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from strongreg.diagnosis.verdict import CHANCE_MARGIN
 from strongreg.experiments.data import ImageData, Split
 from strongreg.experiments.recipe import Method
 from strongreg.regularizer import Regularizer
 
 _EVALUATION_BATCH = 1024
-CHANCE_MARGIN = 1.5
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,10 @@ from strongreg.experiments.files import read_json, write_bytes
 from strongreg.history import History
 from strongreg.regularizer import Regularizer
 
-FILE_NAME = "history.safetensors"
+RECIPE_FILE = "recipe.toml"
 METRICS_FILE = "metrics.jsonl"
+HISTORY_FILE = "history.safetensors"
+WEIGHTS_FILE = "weights.safetensors"
 RESULT_FILE = "result.json"
 
 
