@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 
+_DISTRIBUTED = "strongreg.experiments.engine.distributed"
 _EXIT_USER_ERROR = 2
 _EXIT_INTERRUPTED = 130  # what typer makes of Ctrl-C
 
@@ -26,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _run(arguments)
     except KeyboardInterrupt:  # before or after the work itself
         code = _fail("interrupted")
+    if (engine := sys.modules.get(_DISTRIBUTED)) is not None:
+        engine.end_process(code)
     sys.exit(code)
 
 

@@ -23,7 +23,7 @@ from strongreg.experiments.data import Augmentation
 from strongreg.experiments.engine import distributed, load_history, train
 from strongreg.experiments.engine.batches import Batches
 from strongreg.experiments.engine.checkpoint import load_checkpoint, save_checkpoint
-from strongreg.experiments.engine.distributed import ALONE, Launch, ProcessGroup, joined
+from strongreg.experiments.engine.distributed import ALONE, Launch, ProcessGroup, end_process, joined
 from strongreg.experiments.errors import UserError
 
 TESTS = Path(__file__).parents[2]
@@ -137,6 +137,22 @@ def test_a_checkpoint_of_two_processes_is_refused_by_one(two):
 def test_a_dead_run_ends_in_all_processes(two):
     assert [found["dead"]["epochs"] for found in two.found] == [2, 2]
     assert len(_lines(two.directory / "dead")) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="schedules single threads, as Linux lets it")
+def test_the_threads_of_gloo_do_not_abort_a_process_that_ends_well():
+    command = [*TORCHRUN, "-m", "experiments.engine.together"]
+    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    assert "terminate called" not in ended.stderr
+
+
+def test_a_process_that_never_joined_others_ends_as_ever(monkeypatch):
+    monkeypatch.setattr(os, "_exit", lambda code: pytest.fail(f"_exit({code})"))
+    with pytest.raises(SystemExit) as ended:
+        end_process(3)
+    assert ended.value.code == 3
 
 
 # ---------------------------------------------------------------------- the command

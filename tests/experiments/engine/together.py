@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from experiments.recipes import recipe
 from strongreg.experiments.data import ImageData, load_data
 from strongreg.experiments.engine import RunStoppedError, loop, train
-from strongreg.experiments.engine.distributed import World, joined
+from strongreg.experiments.engine.distributed import World, end_process, joined
 from strongreg.experiments.models import build_model
 from strongreg.experiments.recipe import Recipe
 
@@ -101,5 +102,18 @@ def main() -> None:
     (out / f"process{world.rank}.json").write_text(json.dumps(found))
 
 
+def leave_at_once() -> None:
+    """End right after a message, while gloo's threads have hardly had a turn: they abort a shutdown of Python."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    sys.setswitchinterval(1000)
+    with joined() as world:
+        world.parallel(nn.Linear(4, 4))(torch.ones(2, 4)).sum().backward()
+        for thread in {int(folder.name) for folder in Path("/proc/self/task").iterdir()} - {os.getpid()}:
+            os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+        for _ in range(20):
+            world.on_main(lambda: 3)
+
+
 if __name__ == "__main__":
-    main()
+    main() if len(sys.argv) > 1 else leave_at_once()
+    end_process(0)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import abc
 import contextlib
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -205,6 +206,7 @@ class OneProcess(World):
 
 
 ALONE = OneProcess()
+_has_joined = False
 
 
 @dataclass(frozen=True)
@@ -343,6 +345,8 @@ def joined() -> Iterator[World]:
     if not (dist.is_available() and dist.is_gloo_available()):
         raise UserError("this build of torch cannot train in several processes: start without torchrun")
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    global _has_joined
+    _has_joined = True
     try:
         with warnings.catch_warnings():
             if launch.rank > 0:
@@ -350,3 +354,27 @@ def joined() -> Iterator[World]:
             yield ProcessGroup(launch.rank, launch.size, launch.local_rank)
     finally:
         dist.destroy_process_group()
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process, which may have :func:`joined` others.
+
+    DistributedDataParallel keeps gloo's threads alive beyond ``destroy_process_group`` (its reducer and its logger hold
+    one another, torch 2.13). One that is still about to free a tensor while the interpreter shuts down aborts the
+    process, so that torchrun takes a finished run for a failed one: where there may be such threads, the interpreter's
+    shutdown is left out.
+
+    Args:
+        code: exit code.
+
+    Raises:
+        SystemExit: this process never joined others.
+    """
+    if not _has_joined:
+        sys.exit(code)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # a full disk, a closed pipe
+        code = code or 1
+    os._exit(code)
