@@ -2,9 +2,11 @@
 
     python benchmarks/scaled_study.py --out FOLDER [--data fashion_mnist] [--penalty l1] [--json FILE] [--seeds 3]
 
-Each method tries the same number of settings with seed 0; the best by *validation* accuracy among those at the asked
-compression or beyond is trained with all seeds, and only its test accuracies are reported. Runs are kept in FOLDER: the
-same command goes on where it stopped. Writes one entry per final run, as in compare's results.json, and prints a table.
+Each method tries four settings with seed 0, magnitude pruning four for each compression; the best by *validation*
+accuracy among those at the asked compression or beyond is trained with all seeds, and only its test accuracies are
+reported. The rows "always dies" are at the smallest strength tried at which the penalty always on kills the network,
+chosen likewise with seed 0. Runs are kept in FOLDER: the same command goes on where it stopped. Writes one entry per
+final run, as in compare's results.json, and prints a table.
 """
 
 from __future__ import annotations
@@ -31,12 +33,12 @@ BASE: dict[str, Any] = {
     "model.name": "vgg_narrow",
     "data.num_train": 10_000,
     "data.validation_share": 1 / 12,
-    "training.epochs": 24,
+    "training.epochs": 16,
     "training.batch_size": 64,
     "training.precision": "bf16",
     "training.channels_last": True,
     "training.history_every": 4,
-    "training.stop_when_dead": 6,
+    "training.stop_when_dead": 5,
     "optimizer.lr": 0.02,
 }
 DATA: dict[str, dict[str, Any]] = {
@@ -44,24 +46,30 @@ DATA: dict[str, dict[str, Any]] = {
     "cifar10": {"data.name": "cifar10", "data.crop_padding": 4, "data.flip": True},
 }
 DECAY = "optimizer.weight_decay"
-_STRENGTHS = {"l1": (0.0005, 0.001, 0.0015, 0.0025, 0.004, 0.006), "l2": (0.003, 0.01, 0.03, 0.06, 0.1, 0.2)}
+_RELAXING = {"penalty.ramp_share": 0.5, "penalty.final_factor": 0.0, "penalty.refit_share": 0.0}
+_GROWING = {"penalty.strength": 1e-4, "penalty.ramp_share": 0.5}
 Setting = dict[str, Any]
 
 
 def settings_of(method: Method, penalty: str) -> list[Setting]:
-    """Six settings of a method; for magnitude pruning six at each compression."""
+    """Four settings of a method; for magnitude pruning four at each compression."""
     if method == "dense":
-        return [{DECAY: decay} for decay in (0.0, 1e-4, 5e-4, 1e-3, 2e-3, 5e-3)]
+        return [{DECAY: decay} for decay in (1e-4, 5e-4, 2e-3, 5e-3)]
     if method == "magnitude":
         return [
             {DECAY: decay, "pruning.end_share": end, "pruning.compression": target}
             for target in TARGETS
-            for decay in (5e-4, 1e-3, 2e-3)
+            for decay in (5e-4, 2e-3)
             for end in (0.4, 0.6)
         ]
-    ramp = {} if penalty == "l1" else {"penalty.ramp_share": 0.0}
-    decay = {DECAY: 5e-4} if penalty == "l1" else {}  # of use in the refit; L2 is a decay itself
-    return [{"penalty.name": penalty, "penalty.strength": s, **ramp, **decay} for s in _STRENGTHS[penalty]]
+    named = {"penalty.name": penalty}
+    if penalty == "l2":  # a weight decay itself
+        return [{**named, **_RELAXING, "penalty.strength": strength} for strength in (0.01, 0.03, 0.1, 0.2)]
+    named[DECAY] = 5e-4  # of use in the refit
+    if penalty == "mcp":
+        grid = ((0.1, 35.0), (0.1, 70.0), (0.07, 100.0), (0.07, 200.0))
+        return [{**named, **_GROWING, "penalty.cutoff": cutoff, "penalty.final_factor": f} for cutoff, f in grid]
+    return [{**named, "penalty.strength": strength} for strength in (0.002, 0.003, 0.006, 0.0125)]
 
 
 class Study:
@@ -111,12 +119,22 @@ def choose(settings: Sequence[Setting], results: Sequence[RunResult], target: fl
     return settings[max(fitting)[1]] if fitting else None
 
 
+def deadly(settings: Sequence[Setting], results: Sequence[RunResult]) -> Setting | None:
+    """The setting of the smallest strength that killed the network; None if it outlived all."""
+    dead = [
+        (setting["penalty.strength"], i)
+        for i, (setting, result) in enumerate(zip(settings, results, strict=True))
+        if not result.alive
+    ]
+    return settings[min(dead)[1]] if dead else None
+
+
 def main() -> int:
     """Tune, train, tell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", default="fashion_mnist,cifar10")
-    parser.add_argument("--penalty", default="l1,l2")
+    parser.add_argument("--penalty", default="l1,mcp,l2")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--data-dir", type=Path, default=None)
@@ -143,31 +161,34 @@ def main() -> int:
 
 def run(study: Study, data: str, penalty: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """All methods with one penalty on one data set; L2 gives no zeros and is compared at no compression."""
-    targets = TARGETS if penalty == "l1" else (1.0,)
-    methods: tuple[Method, ...] = ("dense", "always", "delayed", "coherent")
-    if penalty == "l1":
-        methods += ("magnitude",)
+    targets = (1.0,) if penalty == "l2" else TARGETS
+    with_penalty: tuple[Method, ...] = ("coherent",) if penalty == "mcp" else ("always", "delayed", "coherent")
+    # what needs no penalty is shown once, beside L1
+    methods: tuple[Method, ...] = ("dense", *with_penalty, "magnitude") if penalty == "l1" else with_penalty
     grids = {method: settings_of(method, penalty) for method in methods}
     tried = study.train([(data, method, setting, 0) for method, grid in grids.items() for setting in grid])
-    entries: list[dict[str, Any]] = []
+    results = {}
     for method, grid in grids.items():
-        results, tried = tried[: len(grid)], tried[len(grid) :]
-        for target in (1.0,) if method in ("dense", "always") else targets:
-            setting = choose(grid, results, target)
-            if method == "always" and penalty == "l1":
-                setting = choose(grid, results, min(TARGETS)) or grid[-1]
-            if setting is None:
-                print(f"| {data} | {penalty} | {target:g} | {method} | none of {len(grid)} | - | - | - | - | - | - |")
-                continue
-            final = study.train([(data, method, setting, seed) for seed in seeds])
-            shown = ", ".join(f"{key.partition('.')[2]}={value}" for key, value in setting.items())
-            (summary,) = summarize(final)
-            row = " | ".join(cells(summary)[1:])
-            print(f"| {data} | {penalty} | {target:g} | {method} | {shown} | {row} |", flush=True)
-            mean = statistics.fmean(result.accuracy for result in final)
-            entries += [
-                {**asdict(r), "asked_compression": target, "setting": setting, "mean_accuracy": mean} for r in final
-            ]
+        results[method], tried = tried[: len(grid)], tried[len(grid) :]
+    rows: list[tuple[str, Method, Setting | None]] = [
+        (f"{target:g}x", method, choose(grid, results[method], target))
+        for method, grid in grids.items()
+        for target in ((1.0,) if method == "dense" else targets)
+    ]
+    if "always" in grids and (setting := deadly(grids["always"], results["always"])) is not None:
+        rows += [("always dies", method, setting) for method in with_penalty]
+    entries: list[dict[str, Any]] = []
+    for asked, method, setting in rows:
+        start = f"| {data} | {penalty} | {asked} | {method} |"
+        if setting is None:
+            print(f"{start} none of {len(grids[method])} | - | - | - | - | - | - |", flush=True)
+            continue
+        final = study.train([(data, method, setting, seed) for seed in seeds])
+        shown = ", ".join(f"{key.partition('.')[2]}={value}" for key, value in setting.items())
+        (summary,) = summarize(final)
+        print(f"{start} {shown} | {' | '.join(cells(summary)[1:])} |", flush=True)
+        mean = statistics.fmean(result.accuracy for result in final)
+        entries += [{**asdict(r), "asked": asked, "setting": setting, "mean_accuracy": mean} for r in final]
     return entries
 
 
