@@ -1,5 +1,10 @@
 """Strong regularization that deep networks endure: gradient-coherent penalties for any torch optimizer."""
 
+from strongreg.compression import PackedContents as PackedContents
+from strongreg.compression import PackedFileError as PackedFileError
+from strongreg.compression import inspect_packed as inspect_packed
+from strongreg.compression import load_packed as load_packed
+from strongreg.compression import save_packed as save_packed
 from strongreg.gates import AlwaysOpen as AlwaysOpen
 from strongreg.gates import CoherenceGate as CoherenceGate
 from strongreg.gates import Delay as Delay
@@ -38,6 +43,8 @@ __all__ = [
     "GroupL2",
     "History",
     "LinearRamp",
+    "PackedContents",
+    "PackedFileError",
     "Penalty",
     "Refit",
     "Regularizer",
@@ -46,4 +53,7 @@ __all__ = [
     "Summary",
     "SummaryRow",
     "effective_step_size",
+    "inspect_packed",
+    "load_packed",
+    "save_packed",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from strongreg.text_table import text_table
+
 _RARELY = 0.01
 
 
@@ -64,23 +66,13 @@ class Summary:
     def __str__(self) -> str:
         """The table as text."""
         header = ("parameter", "shape", "weights", "zeros", "kept", "times smaller", "gate open")
-        table = [header, *(_cells(row) for row in (*self.layers, self.total))]
-        widths = [max(len(row[i]) for row in table) for i in range(len(header))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if i < 2 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in table
-        ]
-        rule = "-" * len(lines[0])
-        lines = [lines[0], rule, *lines[1:-1], rule, lines[-1]]
+        lines = text_table(header, [_cells(row) for row in self.layers], _cells(self.total), num_left=2)
         steps = f"{self.num_steps} steps"
         if self.num_nonfinite:
             steps += f", {self.num_nonfinite} of them with a non-finite gradient (gate closed)"
         if self.advice:
             steps += f"\n{self.advice}"
-        return "\n".join(line.rstrip() for line in (*lines, steps))
+        return f"{lines}\n{steps}"
 
 
 def advise(opened: float, *, zeros_moved: bool) -> str:

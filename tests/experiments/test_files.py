@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 
-from strongreg.experiments import files
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.files import read_json, write_json
 
@@ -41,7 +41,7 @@ def test_numbers_that_json_does_not_know_are_an_error_and_leave_the_file_as_it_w
     assert list(tmp_path.iterdir()) == [file]
 
 
-@pytest.mark.parametrize(("owner", "failing"), [(files.os, "fsync"), (Path, "replace")])
+@pytest.mark.parametrize(("owner", "failing"), [(os, "fsync"), (Path, "replace")])
 def test_a_failed_write_leaves_the_file_as_it_was(tmp_path, monkeypatch, owner, failing):
     file = tmp_path / "a.json"
     write_json(file, {"a": 1})

@@ -24,10 +24,11 @@ from strongreg.experiments.engine.record import (
     load_result,
 )
 from strongreg.experiments.errors import UserError
-from strongreg.experiments.files import read_json, write_bytes, write_json
+from strongreg.experiments.files import read_json, write_json
 from strongreg.experiments.pool import Task, TaskPool, recipe_data
 from strongreg.experiments.recipe import METHODS, Method, Recipe, build_recipe, show_recipe
 from strongreg.experiments.runnable import check_runnable, on_a_real_device, outcome
+from strongreg.files import write_bytes
 
 _CONFIG_REMEDY = "delete this one file if its runs are of the same recipe, or choose another --out"
 

@@ -1,13 +1,13 @@
-"""Files that are whole or not there at all."""
+"""JSON files that are whole or not there at all."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from strongreg.experiments.errors import UserError
+from strongreg.files import write_bytes
 
 
 def read_json(file: Path, remedy: str = "delete its folder to train again") -> dict[str, Any]:
@@ -46,21 +46,3 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
         ValueError: the content holds NaN or infinity, which JSON does not know.
     """
     write_bytes(file, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
-
-
-def write_bytes(file: Path, content: bytes) -> None:
-    """Write a whole file or none, also if the machine stops in between.
-
-    Args:
-        file: where to write.
-        content: what.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    part = file.with_name(file.name + ".part")
-    with part.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(file)

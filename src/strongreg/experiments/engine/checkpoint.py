@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from strongreg.experiments.errors import UserError
-from strongreg.experiments.files import write_bytes
+from strongreg.files import write_bytes
 
 FILE_NAME = "checkpoint.pt"
 _VERSION = 2

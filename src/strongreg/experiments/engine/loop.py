@@ -46,9 +46,10 @@ from strongreg.experiments.engine.record import (
     WEIGHTS_FILE,
     save_history,
 )
-from strongreg.experiments.files import write_bytes, write_json
+from strongreg.experiments.files import write_json
 from strongreg.experiments.models import build_model
 from strongreg.experiments.recipe import WITHOUT_EFFECT, Method, Recipe, show_recipe
+from strongreg.files import write_bytes
 
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

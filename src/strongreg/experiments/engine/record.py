@@ -12,7 +12,8 @@ from safetensors.torch import save
 
 from strongreg.experiments.engine.measurement import EpochMetrics, RunResult
 from strongreg.experiments.errors import UserError
-from strongreg.experiments.files import read_json, write_bytes
+from strongreg.experiments.files import read_json
+from strongreg.files import write_bytes
 from strongreg.history import History
 from strongreg.regularizer import Regularizer
 
