@@ -24,8 +24,9 @@ def _recorded(penalty: str) -> list[RunResult]:
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-def test_the_code_runs(code):
+def test_the_code_runs(code, tmp_path, monkeypatch):
     """Each block by itself, with a network whose layers have the names that the README uses."""
+    monkeypatch.chdir(tmp_path)
     model = nn.Sequential()
     model.features = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten())
     model.body, model.head = nn.Linear(64, 8), nn.Linear(8, 2)
@@ -38,6 +39,10 @@ def test_the_code_runs(code):
         "num_steps": 4,
     }
     exec(code, names)
+    if "reg" not in names:
+        assert "packed" in code
+        assert (tmp_path / "model.packed").stat().st_size == names["contents"].file_bytes
+        return
     for _ in range(4):
         names["optimizer"].zero_grad()
         model(torch.randn(8, 1, 8, 8)).square().mean().backward()

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import strongreg
-from strongreg.cli import runs, study
+from strongreg.cli import packed, runs, study
 from strongreg.experiments.engine.distributed import Launch
 from strongreg.experiments.errors import UserError
 
@@ -36,6 +36,9 @@ app.command(epilog=runs.EPILOG_TRAIN)(runs.train)
 app.command(epilog=study.EPILOG_TOLERANCE)(study.tolerance)
 app.command(epilog=study.EPILOG_DIAGNOSE)(study.diagnose)
 app.command(epilog=study.EPILOG_REPORT)(study.report)
+app.command(epilog=packed.EPILOG_COMPRESS)(packed.compress)
+app.command(epilog=packed.EPILOG_INSPECT)(packed.inspect)
+app.command(epilog=packed.EPILOG_UNPACK)(packed.unpack)
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,0 +1,130 @@
+"""The commands for packed files: compress, inspect and unpack."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from strongreg.compression import PackedContents, PackedFileError, inspect_packed, load_packed, save_packed
+from strongreg.compression.values import VALUES
+from strongreg.experiments.engine.record import WEIGHTS_FILE
+from strongreg.experiments.errors import UserError, check_known
+from strongreg.files import write_bytes
+
+EPILOG_COMPRESS = """Examples:
+
+strongreg compress strongreg-out/train-1/runs/coherent-seed0 -o model.packed
+
+strongreg compress model.safetensors --values bf16 -o model.packed"""
+EPILOG_INSPECT = """Examples:
+
+strongreg inspect model.packed
+
+strongreg inspect model.packed --json"""
+EPILOG_UNPACK = """Examples:
+
+strongreg unpack model.packed -o model.safetensors"""
+
+_Json = Annotated[bool, typer.Option("--json", help="Print the table as JSON.")]
+
+
+def compress(
+    source: Annotated[Path, typer.Argument(help="Directory of a run, or a safetensors file.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Packed file to write. Default: beside the weights.")
+    ] = None,
+    values: Annotated[
+        str, typer.Option(help=f"What weights are stored as, one of {', '.join(VALUES)}; fp32 is lossless.")
+    ] = "fp32",
+    as_json: _Json = False,
+) -> None:
+    """Write a network's weights into a small file, and say what every tensor takes there."""
+    check_known("values", values, VALUES)
+    weights = source / WEIGHTS_FILE if source.is_dir() else source
+    state = _read_safetensors(weights)
+    file = out or weights.with_suffix(".packed")
+    try:
+        contents = save_packed(state, file, values)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(f"cannot write to {file}: {error.strerror or error}") from error
+    _show(contents, as_json=as_json)
+    _tell(f"wrote {file}")
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A packed file.")],
+    as_json: _Json = False,
+) -> None:
+    """Show what a packed file holds."""
+    try:
+        contents = inspect_packed(file)
+    except (PackedFileError, OSError) as error:
+        raise _unreadable(file, error) from error
+    _show(contents, as_json=as_json)
+
+
+def unpack(
+    file: Annotated[Path, typer.Argument(help="A packed file.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Safetensors file to write. Default: beside the packed one.")
+    ] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(help="Largest size of all tensors. Default: 1 GiB, or 1000 times the file.", min=0)
+    ] = None,
+) -> None:
+    """Write the tensors of a packed file into a plain safetensors file, which any library reads."""
+    try:
+        state = load_packed(file, max_bytes=max_bytes)
+    except (PackedFileError, OSError) as error:
+        raise _unreadable(file, error) from error
+    target = out or file.with_suffix(".safetensors")
+    if target == file:
+        raise UserError(f"{file} would be overwritten: choose another with --out")
+    try:
+        # safetensors knows no tied tensors
+        write_bytes(target, save({name: tensor.clone() for name, tensor in state.items()}))
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"safetensors cannot hold the tensors of {file}: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot write to {target}: {error.strerror or error}") from error
+    _tell(f"wrote {target}")
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load(file.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{file} is no safetensors file, or damaged: {error}") from error
+
+
+def _unreadable(file: Path, error: PackedFileError | OSError) -> UserError:
+    return UserError(f"cannot read {file}: {error.strerror or error}" if isinstance(error, OSError) else str(error))
+
+
+def _show(contents: PackedContents, *, as_json: bool) -> None:
+    if not as_json:
+        typer.echo(str(contents))
+        return
+    tensors = [
+        {**asdict(entry), "packed_bytes": entry.packed_bytes, "dense_bytes": entry.dense_bytes}
+        for entry in contents.tensors
+    ]
+    whole = {"file_bytes": contents.file_bytes, "dense_bytes": contents.dense_bytes}
+    counts = {"num_elements": contents.num_elements, "num_nonzero": contents.num_nonzero}
+    typer.echo(json.dumps({**whole, **counts, "tensors": tensors}, indent=2))
+
+
+def _tell(message: str) -> None:
+    Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,93 @@
+"""The commands for packed files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cli.command import SMALL, error, examples, run
+from strongreg import load_packed, save_packed
+from strongreg.cli import packed
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """A file of weights in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    state = {"w": torch.randn(40, 50).masked_fill_(torch.rand(40, 50) < 0.9, 0.0), "bias": torch.randn(40)}
+    save_file(state, "model.safetensors")
+    return state
+
+
+def test_compress_inspect_unpack_gives_the_same_weights(capsys, weights):
+    output, messages = run(capsys, "compress", "model.safetensors", "-o", "small.packed")
+    assert messages == "wrote small.packed\n"
+    assert "times fewer bytes (8,160 to " in output
+    assert run(capsys, "inspect", "small.packed") == (output, "")
+    assert run(capsys, "unpack", "small.packed", "-o", "again.safetensors")[1] == "wrote again.safetensors\n"
+    again = load_file("again.safetensors")
+    assert all(torch.equal(again[name], weights[name]) for name in weights)
+
+
+def test_a_run_is_compressed_beside_its_weights(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(capsys, "train", *SMALL, "--out", "out")
+    folder = tmp_path / "out" / "runs" / "coherent-seed0"
+    output, _ = run(capsys, "compress", folder, "--values", "bf16")
+    result = json.loads((folder / "result.json").read_text())
+    counts = json.loads(run(capsys, "inspect", folder / "weights.packed", "--json")[0])
+    assert counts["num_nonzero"] == result["num_nonzero_parameters"]
+    assert counts["num_elements"] == result["num_parameters"]
+    assert counts["dense_bytes"] == 4 * result["num_parameters"]
+    assert counts["file_bytes"] == (folder / "weights.packed").stat().st_size
+    assert sum(row["packed_bytes"] for row in counts["tensors"]) < counts["file_bytes"]
+    assert "bfloat16" in output
+
+
+def test_tied_tensors_are_unpacked_twice(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shared = torch.randn(3)
+    save_packed({"a": shared, "b": shared}, "tied.packed")
+    run(capsys, "unpack", "tied.packed")
+    state = load_file("tied.safetensors")
+    assert torch.equal(state["a"], shared)
+    assert torch.equal(state["b"], shared)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compress", "none.safetensors"], "cannot read none.safetensors: No such file"),
+        (["compress", "."], "cannot read weights.safetensors: No such file"),
+        (["compress", "noise"], "noise is no safetensors file, or damaged"),
+        (["compress", "model.safetensors", "--values", "fp8"], "values 'fp8'"),
+        (["compress", "model.safetensors", "-o", "none/x.packed"], "cannot write to none/x.packed: No such file"),
+        (["compress", "large.safetensors", "--values", "fp16"], "cannot hold 1e+06 in tensor 'w'"),
+        (["inspect", "noise"], "noise is no packed file, or damaged"),
+        (["inspect", "model.safetensors"], "a safetensors file, but no packed one"),
+        (["unpack", "none"], "cannot read none: No such file"),
+        (["unpack", "fine.packed", "-o", "fine.packed"], "fine.packed would be overwritten"),
+        (["unpack", "fine.packed", "--max-bytes", "10"], "take more than 10 bytes"),
+        (["unpack", "fine.packed", "-o", "none/x"], "cannot write to none/x: No such file"),
+        (["unpack", "odd.packed"], "safetensors cannot hold the tensors of odd.packed"),
+    ],
+    ids=" ".join,
+)
+def test_every_error_is_one_line_that_names_the_file(capsys, weights, tmp_path, arguments, message):
+    (tmp_path / "noise").write_bytes(b"noise" * 100)
+    save_file({"w": torch.full((2, 2), 1e6)}, "large.safetensors")
+    save_packed(weights, "fine.packed")
+    save_packed({"x": torch.zeros(3, dtype=torch.bits8)}, "odd.packed")
+    assert message in error(capsys, *arguments)
+
+
+def test_the_examples_run(capsys, weights):
+    run(capsys, "train", *SMALL, "--out", "strongreg-out/train-1")
+    for text in (packed.EPILOG_COMPRESS, packed.EPILOG_INSPECT, packed.EPILOG_UNPACK):
+        for arguments in examples("Examples:" + text.partition("Examples:")[2]):
+            run(capsys, *arguments)
+    loaded = load_packed("model.packed")
+    assert torch.equal(loaded["w"], weights["w"].bfloat16().float())
