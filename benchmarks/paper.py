@@ -3,8 +3,9 @@
     python benchmarks/paper.py --only 'vgg16-cifar10-*' --seeds 3
     python benchmarks/paper.py --only 'lenet*' --recipes my/recipes --set training.epochs=2
 
-Writes OUT/<recipe>/ (as `strongreg compare` does), and OUT/paper.json and OUT/paper.md with all that is finished: one
-entry per run, as in compare's results.json, with the recipe's name and the images trained on per second.
+Writes OUT/<recipe>/ (as `strongreg compare` does), and paper.json and paper.md in RESULTS with all that is finished:
+one entry per run, as in compare's results.json, with the recipe's name and the images trained on per second (of the
+whole run, its compilation, evaluations and files included).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from strongreg.experiments.compare import Comparison
 from strongreg.experiments.console import ProgressBars
 from strongreg.experiments.errors import UserError, check_known
 from strongreg.experiments.pool import interruptible, recipe_data
-from strongreg.experiments.recipe import METHODS, Recipe, build_recipe, parse_settings, read_recipe
+from strongreg.experiments.recipe import METHODS, build_recipe, parse_settings, read_recipe
 from strongreg.experiments.table import HEADER, cells, summarize
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "paper"
@@ -40,7 +41,8 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="A.B=C")
     parser.add_argument("--workers", type=int, default=None)
     parser.add_argument("--data-dir", type=Path, default=None)
-    parser.add_argument("--out", type=Path, default=Path("strongreg-out/paper"))
+    parser.add_argument("--out", type=Path, default=Path("strongreg-out/paper"), help="where the runs lie")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where the tables go")
     arguments = parser.parse_args()
     try:
         run(arguments)
@@ -76,18 +78,18 @@ def run(arguments: argparse.Namespace) -> None:
         console.print(f"{file.stem}: {missing} runs to train", highlight=False, markup=False)
         with interruptible(), ProgressBars(console, missing, recipe.training.epochs) as progress:
             comparison.run(max(1, min(workers, missing)), 1, progress)
-        write_tables(arguments.out)
+        write_tables(arguments.out, arguments.results, arguments.data_dir)
 
 
-def write_tables(out: Path) -> None:
+def write_tables(out: Path, target: Path, data_dir: Path | None) -> None:
     """Collect all finished runs of a folder."""
     entries: list[dict[str, Any]] = []
     lines = ["| recipe | " + " | ".join(HEADER) + " | images/s |", "|---" * (len(HEADER) + 2) + "|"]
     for folder in sorted(path.parent for path in out.glob("*/results.json")):
-        comparison = Comparison.open(folder)
+        comparison = Comparison.open(folder, data_dir)
         results = comparison.finished_results
         speeds = {r.method: [] for r in results}
-        num_images = _num_images(comparison.recipe)
+        num_images = len(recipe_data(comparison.recipe, data_dir).train)
         for result in results:
             speed = num_images * result.epochs / result.train_seconds
             speeds[result.method].append(speed)
@@ -95,12 +97,9 @@ def write_tables(out: Path) -> None:
         for summary in summarize(results):
             speed = sum(speeds[summary.method]) / len(speeds[summary.method])
             lines.append(f"| {folder.name} | " + " | ".join(cells(summary)) + f" | {speed:,.0f} |")
-    (out / "paper.json").write_text(json.dumps({"runs": entries}, indent=2) + "\n", encoding="utf-8")
-    (out / "paper.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _num_images(recipe: Recipe) -> int:
-    return len(recipe_data(recipe, None).train)
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "paper.json").write_text(json.dumps({"runs": entries}, indent=2) + "\n", encoding="utf-8")
+    (target / "paper.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python benchmarks/scaled_study.py --out FOLDER [--data fashion_mnist] [--penalty l1] [--json FILE] [--seeds 3]
 
-Each method tries four settings with seed 0, magnitude pruning four for each compression; the best by *validation*
+Each method tries four settings with seed 0, magnitude pruning four for each compression, which it is told and the
+others reach or not: for them the same four serve both. The best by *validation*
 accuracy among those at the asked compression or beyond is trained with all seeds, and only its test accuracies are
 reported. The rows "always dies" are at the smallest strength tried at which the penalty always on kills the network,
 chosen likewise with seed 0. Runs are kept in FOLDER: the same command goes on where it stopped. Writes one entry per
@@ -16,16 +17,18 @@ import json
 import os
 import statistics
 import sys
+import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from strongreg.experiments.engine import RunResult
-from strongreg.experiments.engine.record import load_result
+from strongreg.experiments.engine.record import RECIPE_FILE, RESULT_FILE, load_result
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.pool import Task, TaskPool
-from strongreg.experiments.recipe import Method, build_recipe, parse_settings
+from strongreg.experiments.recipe import Method, Recipe, build_recipe, parse_settings, read_recipe, show_recipe
+from strongreg.experiments.runnable import outcome
 from strongreg.experiments.table import cells, summarize
 
 TARGETS = (10.0, 20.0)
@@ -91,9 +94,11 @@ class Study:
         with TaskPool(self._workers) as pool:
             pending = {}
             for folder, (data, method, setting, seed) in zip(folders, wanted, strict=True):
-                if not (folder / "result.json").exists() and folder not in pending.values():
+                recipe = build_recipe({**BASE, **DATA[data], **setting, **self._changes})
+                if (folder / RESULT_FILE).exists():
+                    _check_same(folder, recipe.for_method(method))
+                elif folder not in pending.values():
                     folder.mkdir(parents=True, exist_ok=True)
-                    recipe = build_recipe({**BASE, **DATA[data], **setting, **self._changes})
                     pending[pool.submit(Task(recipe, method, seed, folder, self._data_dir))] = folder
             while pending:
                 for future in pool.wait(pending):
@@ -101,12 +106,18 @@ class Study:
                     if result is not None:
                         smaller = "nothing left" if result.compression is None else f"{result.compression:.1f}x"
                         print(f"{folder.name}: {result.accuracy:.1%} {smaller}", file=sys.stderr, flush=True)
-        return [load_result(folder / "result.json") for folder in folders]
+        return [load_result(folder / RESULT_FILE) for folder in folders]
 
     def _run_folder(self, data: str, method: Method, setting: Setting, seed: int) -> Path:
         parts = [f"{key.rpartition('.')[2]}={value:g}" for key, value in setting.items() if isinstance(value, float)]
         penalty = setting.get("penalty.name", "")
         return self._folder / "-".join([data, method, *([penalty] if penalty else []), *parts, f"seed{seed}"])
+
+
+def _check_same(folder: Path, recipe: Recipe) -> None:
+    """A run that is found is only taken if it is the one that is asked for."""
+    if outcome(read_recipe(folder / RECIPE_FILE)) != outcome(tomllib.loads(show_recipe(recipe))):
+        raise UserError(f"{folder} holds a run of another recipe: choose another --out")
 
 
 def choose(settings: Sequence[Setting], results: Sequence[RunResult], target: float) -> Setting | None:

@@ -85,3 +85,8 @@ def test_a_small_study_runs_and_goes_on(tmp_path):
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert again.stderr == ""
     assert again.stdout == done.stdout
+    other = subprocess.run(
+        [*command, "--set", "optimizer.lr=0.01"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert other.returncode == 2
+    assert "holds a run of another recipe: choose another --out" in other.stderr

@@ -24,7 +24,7 @@ def _record(*, gradient, penalty, weight, opened, accuracy, loss=None, second=No
         history.append(torch.tensor([values, other, values]), torch.tensor(step))
     accuracies = np.array([accuracy(epoch) for epoch in range(10)])
     losses = np.full(10, 1.0) if loss is None else np.array([loss(epoch) for epoch in range(10)])
-    return RunRecord(history, 10, accuracies, losses, 20, **{"strength": 0.1, "lr": 0.05, **options})
+    return RunRecord(history, 0.1, accuracies, losses, 20, **{"strength": 0.1, "lr": 0.05, **options})
 
 
 def _constant(value):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -67,9 +68,9 @@ def test_the_level_separates_probes_that_learned_from_those_that_did_not(found):
     assert [call.args[0] for call in listener.on_probe.call_args_list] == study.probes
     assert level.failed / level.endured <= 3.0
     assert level.reason == "died"
-    dense = study.dense[0].accuracy
+    dense, chance = study.dense[0].accuracy, study.dense[0].chance
     for probe in study.probes:
-        assert probe.endured == (probe.accuracies[0] >= 0.1 + 0.5 * (dense - 0.1))
+        assert probe.endured == (probe.accuracies[0] >= chance + 0.5 * (dense - chance))
         assert probe.endured == (probe.strength <= level.endured)
     assert level.accuracy == max((p.strength, p.accuracies[0]) for p in study.probes if p.endured)[1]
 
@@ -96,6 +97,24 @@ def test_a_gate_that_hardly_opens_does_not_count_as_endurance(tmp_path):
     closed = recipe(**{**SHORT, "epochs": 3, "gate_threshold": 1.0})
     (level,) = ToleranceStudy(closed, ["coherent"], [0], tmp_path, precision=1e9).run(1, Mock(spec=["on_probe"]))
     assert (level.endured, level.reason) == (0.0, "hardly acted")
+
+
+def test_where_images_are_held_out_the_test_images_choose_nothing(tmp_path, monkeypatch):
+    """Whatever the test images say, the level is the one of the validation images."""
+    studies = [
+        ToleranceStudy(recipe(**SHORT, data__validation_share=0.2), ["always"], [0], tmp_path / name, precision=6.0)
+        for name in ("true", "false")
+    ]
+    judge = studies[1]._judge
+    monkeypatch.setattr(studies[1], "_judge", lambda m, results: judge(m, [replace(r, accuracy=0.11) for r in results]))
+    first, second = (study.run(1, Mock(spec=["on_probe"])) for study in studies)
+    assert first == second
+
+
+def test_a_network_that_learns_nothing_without_a_penalty_is_an_error(tmp_path):
+    study = ToleranceStudy(recipe(**{**SHORT, "epochs": 1, "lr": 1e-9}), ["always"], [0], tmp_path / "new")
+    with pytest.raises(UserError, match=r"dense, seed 0, reaches .*%, which is chance.*optimizer.lr"):
+        study.run(1, Mock(spec=["on_probe"]))
 
 
 def test_a_directory_that_cannot_be_written_is_an_error(tmp_path):

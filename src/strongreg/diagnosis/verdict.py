@@ -15,8 +15,7 @@ from strongreg.history import History
 Verdict = Literal["learned", "penalty_never_acted", "collapsed", "diverged", "dead_gradients", "stalled", "damaged"]
 _Array = npt.NDArray[np.float64]
 
-CHANCE_MARGIN = 1.5
-"""Accuracy beyond so many times chance is learning."""
+_BEYOND_CHANCE = 0.05  # of the way from chance to no error
 _FAINT = 1e-3  # of a norm's own largest value: as good as 0
 _RARELY = 0.01
 _GROWN = 10.0
@@ -30,7 +29,7 @@ class RunRecord:
 
     Args:
         history: the regularizer's records.
-        num_classes: number of classes; chance is 1 / num_classes.
+        chance: accuracy of the best constant answer, the share of the largest class, in (0, 1].
         accuracy: after each epoch, shape (num_epochs,), in [0, 1].
         train_loss: mean over each epoch, shape (num_epochs,), in nats; NaN where it was not finite.
         steps_per_epoch: optimizer steps of an epoch.
@@ -40,7 +39,7 @@ class RunRecord:
     """
 
     history: History
-    num_classes: int
+    chance: float
     accuracy: _Array
     train_loss: _Array
     steps_per_epoch: int
@@ -110,14 +109,11 @@ def diagnose(record: RunRecord) -> Diagnosis:
     if len(record.history) == 0 or len(record.accuracy) == 0:
         raise ValueError("a run without recorded steps or epochs cannot be diagnosed: train it with history_every >= 1")
     signs = _Signs(record)
-    chance = CHANCE_MARGIN / record.num_classes
     final, best = float(record.accuracy[-1]), float(record.accuracy.max())
-    told: tuple[str, ...] = (
-        f"accuracy {final:.1%} at the end, {best:.1%} at best, {1 / record.num_classes:.1%} by chance",
-    )
+    told: tuple[str, ...] = (f"accuracy {final:.1%} at the end, {best:.1%} at best, {record.chance:.1%} by chance",)
     if signs.has_diverged:
         return _diverged(record, signs, told)
-    if final <= chance:
+    if not is_above_chance(final, record.chance):
         if signs.took_over is not None:
             return _collapsed(signs, told)
         if signs.gradient_is_gone:
@@ -129,6 +125,19 @@ def diagnose(record: RunRecord) -> Diagnosis:
         return _never_acted(record, signs, told)
     told += (signs.sizes(),)
     return Diagnosis("learned", None, None, told, ())
+
+
+def is_above_chance(accuracy: float, chance: float) -> bool:
+    """Whether a network has learned anything: a dead one gives one answer to every image, and is right by chance.
+
+    Args:
+        accuracy: in [0, 1].
+        chance: share of the largest class.
+
+    Returns:
+        Whether the accuracy is beyond chance by a twentieth of what there is to learn.
+    """
+    return accuracy > chance + _BEYOND_CHANCE * (1 - chance)
 
 
 class _Signs:
@@ -156,11 +165,12 @@ class _Signs:
         if bad.any():
             return True, int(self.steps[bad.argmax()])
         grown = self.weight > _GROWN * max(float(self.weight[0]), 1e-30)
-        chance_loss = math.log(record.num_classes)
+        chance_loss = -math.log(record.chance)
+        at_chance = not is_above_chance(float(record.accuracy[-1]), record.chance)
         loss = np.where(np.isfinite(record.train_loss), record.train_loss, np.inf)
-        if loss.max() > _LOSS_GROWN * chance_loss and record.accuracy[-1] <= CHANCE_MARGIN / record.num_classes:
+        if loss.max() > _LOSS_GROWN * chance_loss and at_chance:
             return True, int(loss.argmax()) * record.steps_per_epoch
-        if grown.any() and record.accuracy[-1] <= CHANCE_MARGIN / record.num_classes:
+        if grown.any() and at_chance:
             return True, int(self.steps[grown.argmax()])
         return False, None
 

@@ -49,7 +49,7 @@ def diagnose_run(directory: Path) -> Diagnosis:
     epochs = load_metrics(directory / METRICS_FILE, result.epochs)
     record = RunRecord(
         history=load_history(directory / HISTORY_FILE),
-        num_classes=round(1 / result.chance),
+        chance=result.chance,
         accuracy=np.array([epoch.accuracy for epoch in epochs]),
         train_loss=np.array([math.nan if epoch.train_loss is None else epoch.train_loss for epoch in epochs]),
         steps_per_epoch=result.steps_per_epoch,

@@ -22,7 +22,7 @@ class MethodSummary:
     Args:
         method: its name.
         num_runs: number of seeds.
-        num_alive: number of seeds that learned (accuracy above 1.5 times chance).
+        num_alive: number of seeds that learned (accuracy above chance, by a twentieth of what there is to learn).
         accuracy_mean: mean accuracy, in [0, 1].
         accuracy_error: half the width of the 95 % confidence interval of the mean; NaN for fewer than three seeds.
         kept_mean: mean share of the penalized weights that are not 0.

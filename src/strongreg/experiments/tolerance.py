@@ -39,7 +39,7 @@ class Probe:
     Args:
         method: its name.
         strength: of the penalty.
-        accuracies: of each seed, in [0, 1].
+        accuracies: of each seed, in [0, 1]; on the validation images where the recipe holds some out.
         compressions: of each seed; None where no weight is left.
         open_fractions: share of the steps at which the penalty acted, of each seed.
         endured: whether every seed learned, and the penalty acted.
@@ -210,6 +210,7 @@ class ToleranceStudy:
                 dense = [self._submit(pool, "dense", 0.0, seed) for seed in self.seeds]
                 runs = {method: self._probe(pool, method) for method in self.methods}
                 self.dense = _results(pool, dense, on_epoch)
+                _check_dense(self.dense)
                 while runs:
                     pool.wait([f for futures in runs.values() for f in futures if not f.done()] or dense, on_epoch)
                     for method in [m for m, futures in runs.items() if all(f.done() for f in futures)]:
@@ -248,8 +249,8 @@ class ToleranceStudy:
         return pool.submit(Task(recipe, method, seed, folder, self.data_dir))
 
     def _judge(self, method: Method, results: list[RunResult]) -> Probe:
-        accuracies = tuple(r.accuracy for r in results)
-        dense = sum(r.accuracy for r in self.dense) / len(self.dense)
+        accuracies = tuple(map(_accuracy, results))
+        dense = sum(map(_accuracy, self.dense)) / len(self.dense)
         chance = self.dense[0].chance
         learned = all(x >= chance + _LEARNED * (dense - chance) for x in accuracies)
         gated = 1 - self.recipe.penalty.refit_share
@@ -291,6 +292,20 @@ class ToleranceStudy:
 def _or_none(value: Any) -> Any:
     """JSON knows neither infinity nor NaN."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _accuracy(result: RunResult) -> float:
+    """On the validation images where there are any: to find a level is to choose."""
+    return result.accuracy if result.validation_accuracy is None else result.validation_accuracy
+
+
+def _check_dense(results: Sequence[RunResult]) -> None:
+    for result in results:
+        if not result.alive:
+            raise UserError(
+                f"dense, seed {result.seed}, reaches {result.accuracy:.1%}, which is chance: a network that does not "
+                "learn without a penalty has no tolerance to find; give it more epochs or another optimizer.lr"
+            )
 
 
 def _results(

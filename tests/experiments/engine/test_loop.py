@@ -233,7 +233,7 @@ def test_the_result_agrees_with_the_saved_weights(tmp_path, data, method):
     model = build_model("lenet300", (1, 4, 4), 3)
     model.load_state_dict(saved)
     assert result.accuracy == evaluate(model, data.test, data.normalize)
-    assert result.alive == (result.accuracy > 0.5)
+    assert result.alive == (result.accuracy > 0.3825)
     assert (result.method, result.seed, result.strength) == (method, 2, 0.0 if method == "dense" else 0.02)
     assert result.train_seconds > 0
     assert read_json(tmp_path / "result.json") == asdict(result)
@@ -279,8 +279,20 @@ def test_a_dead_run_is_ended_after_so_many_epochs_at_chance(tmp_path, data, limi
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
+def test_a_network_that_always_answers_with_the_largest_class_is_dead(tmp_path):
+    """Biases are not penalized: without any weight left they say how often each class comes."""
+    labels = (torch.rand(200) < 0.3).long()  # about 70 % are of one of two classes
+    split = Split(torch.randint(0, 256, (200, 1, 4, 4), dtype=torch.uint8), labels)
+    data = ImageData("unbalanced", split, Split(split.images[:0], labels[:0]), split, 2, ("a", "b"), 255.0, None, None)
+    result = _train(tmp_path, data, "always", strength=100.0, epochs=9, training__stop_when_dead=2)
+    assert (result.num_nonzero, result.alive, result.epochs) == (0, False, 2)
+    assert result.accuracy == result.chance == int((labels == 0).sum()) / 200
+
+
 def test_only_epochs_at_chance_in_a_row_end_a_run(tmp_path, data, monkeypatch):
-    accuracies = iter([0.3, 0.3, 0.51, 0.3, 0.5, 0.9, *[0.5] * 3, 0.5])  # chance is 1/3: up to 0.5 is none better
+    accuracies = iter(
+        [0.3, 0.3, 0.39, 0.3, 0.38, 0.9, *[0.38] * 3, 0.38]
+    )  # a class has 7 of 20 images: 0.3825 is alive
     monkeypatch.setattr(loop, "evaluate", lambda *_: next(accuracies))
     assert _train(tmp_path, data, "dense", epochs=20, training__stop_when_dead=3).epochs == 9
 

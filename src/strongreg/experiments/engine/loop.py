@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from strongreg.diagnosis.verdict import CHANCE_MARGIN
+from strongreg.diagnosis.verdict import is_above_chance
 from strongreg.experiments.data import Augmentation, ImageData
 from strongreg.experiments.engine.batches import Batches
 from strongreg.experiments.engine.board import check_board, open_board
@@ -33,6 +33,7 @@ from strongreg.experiments.engine.measurement import (
     RunResult,
     epoch_metrics,
     evaluate,
+    largest_share,
     run_result,
 )
 from strongreg.experiments.engine.methods import REGULARIZED, build_regularizers
@@ -124,6 +125,8 @@ class _Trainer:
         params = {t.name: t.param for r in self.counted for t in r.targets}
         self.pruner = build_pruner(method, self.model, params, recipe.pruning, self.num_steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.precision == "fp16")
+        self.watched = self.data.validation if len(self.data.validation) else self.data.test
+        self.chance = largest_share(self.watched)
         self.epoch, self.batch, self.num_dead = 0, 0, 0
         self.loss_sum = torch.zeros((), device=self.device)
         self.seconds = 0.0
@@ -209,8 +212,7 @@ class _Trainer:
     def _end_epoch(self) -> EpochMetrics:
         num_batches = len(self.batches)
         self.epoch, self.batch = self.epoch + 1, 0
-        split = self.data.validation if len(self.data.validation) else self.data.test
-        accuracy = self.world.on_main(lambda: self._evaluate(split))
+        accuracy = self.world.on_main(lambda: self._evaluate(self.watched))
         first = self._groups()[0]
         metrics = epoch_metrics(
             self.epoch,
@@ -221,7 +223,7 @@ class _Trainer:
             self.counted,
         )
         self.loss_sum.zero_()
-        self.num_dead = self.num_dead + 1 if accuracy <= CHANCE_MARGIN / self.data.num_classes else 0
+        self.num_dead = 0 if is_above_chance(accuracy, self.chance) else self.num_dead + 1
         self.lines.append(json.dumps(asdict(metrics)) + "\n")
         self.world.on_main(self._write_last_line)
         return metrics

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from strongreg.diagnosis.verdict import CHANCE_MARGIN
+from strongreg.diagnosis.verdict import is_above_chance
 from strongreg.experiments.data import ImageData, Split
 from strongreg.experiments.recipe import Method
 from strongreg.regularizer import Regularizer
@@ -70,8 +70,8 @@ class RunResult:
         train_seconds: wall-clock time of the run, evaluation included.
         num_parameters: all parameters of the network, biases included.
         num_nonzero_parameters: all parameters that are not 0.
-        alive: whether the accuracy is above 1.5 times chance.
-        chance: 1 / number of classes.
+        alive: whether the accuracy is above chance, by a twentieth of what there is to learn.
+        chance: share of the largest class among the test images, which a dead network is right about.
         epochs: epochs done; fewer than asked for if the run was ended as dead.
         steps_per_epoch: optimizer steps of an epoch.
         refit_start: step from which on the penalty was off; None for never.
@@ -210,6 +210,7 @@ def run_result(
     """
     refit_start = regularizers[0].schedule.refit_start
     num_weights, num_nonzero = count_weights(regularizers)
+    chance = largest_share(data.test)
     totals = [regularizer.summary().total for regularizer in regularizers]
     opened = sum(total.open_fraction * total.num_weights for total in totals) / max(num_weights, 1)
     gates = {"dense": "none", "magnitude": "none", "oneshot": "none", "slimming": "none"}
@@ -228,12 +229,24 @@ def run_result(
         train_seconds=seconds,
         num_parameters=sum(p.numel() for p in model.parameters()),
         num_nonzero_parameters=sum(int((p != 0).sum()) for p in model.parameters()),
-        alive=accuracy > CHANCE_MARGIN / data.num_classes,
-        chance=1 / data.num_classes,
+        alive=is_above_chance(accuracy, chance),
+        chance=chance,
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
         refit_start=None if math.isinf(refit_start) else int(refit_start),
     )
+
+
+def largest_share(split: Split) -> float:
+    """The share of the largest class: the accuracy of the best constant answer.
+
+    Args:
+        split: images with their classes, one at least.
+
+    Returns:
+        In (0, 1].
+    """
+    return float(torch.bincount(split.labels).max()) / len(split)
 
 
 def count_weights(regularizers: Sequence[Regularizer]) -> tuple[int, int]:
