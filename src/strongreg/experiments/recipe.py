@@ -233,7 +233,14 @@ class Recipe(_Section):
 
 
 _RECIPES: dict[str, dict[str, Any]] = {
-    "l2": {"penalty.strength": 0.1, "penalty.ramp_share": 0.0, "training.epochs": 60},
+    # relaxing to 0: a strong L2 that is switched off at full learning rate kills networks that lived under it
+    "l2": {
+        "penalty.strength": 0.1,
+        "penalty.final_factor": 0.0,
+        "penalty.ramp_share": 0.5,
+        "penalty.refit_share": 0.0,
+        "training.epochs": 60,
+    },
 }
 """Fields that differ from the defaults, by penalty."""
 
