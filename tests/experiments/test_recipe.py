@@ -66,6 +66,37 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest(key, nearest):
         assert _error(base={section: {name: 3}}) == f"{key}=3: unknown key; did you mean {nearest}?"
 
 
+@pytest.mark.parametrize(
+    ("changes", "base", "words"),
+    [
+        ({"penalty.strength": 0.1}, {"penalty": 3}, "penalty=3: must be a table"),
+        ({"methods.dense.optimizer.lr": 1.0}, {"methods": 5}, "methods=5: must be a table"),
+        ({"methods.dense.optimizer.lr": 1.0}, {"methods": {"dense": 5}}, "methods.dense=5: must be a table"),
+        ({"training.epochs": True}, None, "training.epochs=True: must be"),
+        ({"training.epochs": 10**26}, None, "training.epochs=1"),
+        ({"training.batch_size": "32"}, None, "training.batch_size='32': must be"),
+        ({"data.flip": 1}, None, "data.flip=1: must be"),
+        ({"data.flip": "on"}, None, "data.flip='on': must be"),
+        ({"optimizer.nesterov": True, "optimizer.momentum": 0.0}, None, "nesterov=true needs a momentum above 0"),
+        ({"pruning.start_share": 0.9, "pruning.end_share": 0.1}, None, "start_share=0.9 must not be beyond"),
+        ({"optimizer.schedule": "one_cycle", "optimizer.warmup_share": 1.0}, None, "warmup_share=1 leaves one_cycle"),
+    ],
+    ids=str,
+)
+def test_wrong_types_and_parts_that_do_not_fit_are_an_error(changes, base, words):
+    assert words in _error(changes, base)
+
+
+def test_whole_numbers_are_taken_for_numbers_and_arrays_for_tuples():
+    recipe = build_recipe({"optimizer.lr": 1, "optimizer.milestones": [0.2, 1]})
+    assert (recipe.optimizer.lr, recipe.optimizer.milestones) == (1.0, (0.2, 1.0))
+
+
+def test_a_setting_of_two_lines_is_an_error():
+    with pytest.raises(UserError, match="a value is one line"):
+        parse_settings(["optimizer.lr=0.1\nmomentum=3"])
+
+
 def test_an_unknown_section_is_an_error_that_names_the_nearest():
     assert _error(base={"penalties": {"strength": 1}}) == (
         "penalties={'strength': 1}: unknown key; did you mean penalty?"

@@ -46,7 +46,7 @@ def _known_penalty(name: str) -> str:
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class DataSection(_Section):
@@ -138,19 +138,27 @@ class OptimizerSection(_Section):
     hold_share: Share = 0.5
     """hold_cosine: share of the steps, at the start, that hold the learning rate."""
     warmup_share: Share = 0.0
-    """Share of the steps in which the learning rate rises from 0, in front of the schedule (one_cycle: its rise)."""
-    milestones: tuple[Share, ...] = (0.5, 0.75)
+    """Share of the steps in which the learning rate rises from 0, in front of the schedule; 0 is 0.3 for one_cycle."""
+    milestones: Annotated[tuple[Share, ...], Field(strict=False)] = (0.5, 0.75)
     """step: where the learning rate is multiplied by gamma, as shares of the steps."""
     gamma: float = Field(0.1, gt=0, le=1)
     """step: the factor."""
     clip_norm: float | None = Field(None, gt=0)
     """Largest norm of the gradient; larger ones are scaled down."""
 
+    @model_validator(mode="after")
+    def _parts_fit(self) -> OptimizerSection:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov=true needs a momentum above 0")
+        if self.schedule == "one_cycle" and self.warmup_share == 1:
+            raise ValueError("warmup_share=1 leaves one_cycle no step to come down: choose less")
+        return self
+
 
 class TrainingSection(_Section):
     """How long, and on what."""
 
-    epochs: int = Field(100, ge=1)
+    epochs: int = Field(100, ge=1, le=1_000_000)
     """Passes over the training images."""
     batch_size: int = Field(64, ge=1)
     """Images per optimizer step."""
@@ -187,6 +195,12 @@ class PruningSection(_Section):
     """magnitude: optimizer steps between prunings."""
     slimming_strength: float = Field(1e-4, ge=0)
     """slimming: strength of L1 on the scales of batch normalization."""
+
+    @model_validator(mode="after")
+    def _start_is_before_end(self) -> PruningSection:
+        if self.start_share > self.end_share:
+            raise ValueError(f"start_share={self.start_share} must not be beyond end_share={self.end_share}")
+        return self
 
 
 class Recipe(_Section):
@@ -341,6 +355,8 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
         name, equals, text = setting.partition("=")
         if not (name.strip() and equals):
             raise UserError(f"--set {setting!r}: write section.key=value, such as penalty.strength=0.01")
+        if "\n" in text:
+            raise UserError(f"--set {setting!r}: a value is one line")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
@@ -368,11 +384,21 @@ def _set(values: dict[str, Any], name: str, value: Any, where: str = "") -> None
     known = {f"{s}.{k}" for s, field in Recipe.model_fields.items() for k in _keys(field.annotation)}
     if section == "methods" and dot:
         method, _, inner = key.partition(".")
-        values.setdefault("methods", {}).setdefault(method, {})[inner] = value
+        methods = _table(values, "methods", where)
+        methods[method] = {**_table(methods, method, f"{where}methods."), inner: value}
+        values["methods"] = methods
         return
     if name not in known:
         raise ValueError(f"{where}{name}={value!r}: unknown key{_nearest(name, known)}")
-    values[section] = {**values.get(section, {}), key: value}
+    values[section] = {**_table(values, section, where), key: value}
+
+
+def _table(values: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    """A copy of the table of this name, empty where there is none."""
+    table = values.get(name, {})
+    if not isinstance(table, Mapping):
+        raise ValueError(f"{where}{name}={table!r}: must be a table")
+    return dict(table)
 
 
 def _keys(annotation: Any) -> list[str]:

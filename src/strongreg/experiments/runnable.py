@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from strongreg.experiments.engine import check_board, check_method
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.models import build_model
 from strongreg.experiments.pool import recipe_data
 from strongreg.experiments.recipe import WITHOUT_EFFECT, Method, Recipe, show_recipe
+from strongreg.penalties import L1
+from strongreg.regularizer import Regularizer
 
 
 def on_a_real_device(recipe: Recipe) -> Recipe:
@@ -48,15 +51,26 @@ def check_runnable(recipe: Recipe, methods: Iterable[Method], data_dir: Path | N
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).split("\n", maxsplit=1)[0]
         raise UserError(f"device {device!r} cannot be used: {reason}") from error
-    chosen = list(methods)
-    for own in {show_recipe(r): r for r in map(recipe.for_method, chosen)}.values():
-        if own.training.tensorboard:
-            check_board()
-        data = recipe_data(own, data_dir)
-        options = own.model.model_dump(exclude={"name"})
-        model = build_model(own.model.name, data.image_shape, data.num_classes, **options)
-        for method in chosen:
-            check_method(method, model)
+    models: dict[str, nn.Module] = {}
+    for method in methods:
+        own = recipe.for_method(method)
+        text = show_recipe(own)
+        if text not in models:
+            models[text] = _built(own, data_dir)
+        check_method(method, models[text])
+
+
+def _built(recipe: Recipe, data_dir: Path | None) -> nn.Module:
+    if recipe.training.tensorboard:
+        check_board()
+    data = recipe_data(recipe, data_dir)
+    options = recipe.model.model_dump(exclude={"name"})
+    model = build_model(recipe.model.name, data.image_shape, data.num_classes, **options)
+    try:
+        Regularizer(model, L1(0.0))
+    except ValueError as error:
+        raise UserError(f"model {recipe.model.name!r}: {error}") from error
+    return model
 
 
 def outcome(config: Any) -> Any:

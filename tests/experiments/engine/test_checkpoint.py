@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import pickle
 from pathlib import Path
@@ -31,7 +33,7 @@ def test_what_is_saved_is_loaded(tmp_path):
     save_checkpoint(tmp_path, STATE)
     loaded = load_checkpoint(tmp_path, "mine")
     assert torch.equal(loaded.pop("weights"), STATE["weights"])
-    assert loaded == {"version": 2, **{key: value for key, value in STATE.items() if key != "weights"}}
+    assert loaded == {"version": 3, **{key: value for key, value in STATE.items() if key != "weights"}}
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
@@ -41,10 +43,12 @@ def test_without_one_there_is_nothing_to_load(tmp_path):
 
 def test_one_of_another_run_or_version_is_refused(tmp_path):
     save_checkpoint(tmp_path, STATE)
-    with pytest.raises(UserError, match="of another recipe, method or seed: delete it"):
+    with pytest.raises(UserError, match="of another recipe, method, seed or images: delete it"):
         load_checkpoint(tmp_path, "yours")
     for other in ({**STATE, "version": 0}, [1], {}):
-        torch.save(other, tmp_path / "checkpoint.pt")
+        buffer = io.BytesIO()
+        torch.save(other, buffer)
+        _sign(tmp_path / "checkpoint.pt", buffer.getvalue())
         with pytest.raises(UserError, match="of another version of strongreg: delete it"):
             load_checkpoint(tmp_path, "mine")
 
@@ -55,8 +59,29 @@ def test_one_that_is_cut_off_anywhere_is_named(tmp_path):
     content = file.read_bytes()
     for length in (0, 1, 4, 100, len(content) // 2, len(content) - 1):
         file.write_bytes(content[:length])
-        with pytest.raises(UserError, match=r"checkpoint\.pt is damaged: delete it"):
+        with pytest.raises(UserError, match=r"checkpoint\.pt is damaged, or of another version of strongreg: delete it"):
             load_checkpoint(tmp_path, "mine")
+
+
+def test_a_single_bit_that_flipped_is_named(tmp_path):
+    save_checkpoint(tmp_path, STATE)
+    file = tmp_path / "checkpoint.pt"
+    content = file.read_bytes()
+    for place in range(0, len(content), len(content) // 50):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        with pytest.raises(UserError, match=r"checkpoint\.pt is damaged"):
+            load_checkpoint(tmp_path, "mine")
+
+
+@pytest.mark.parametrize("content", [b"hello", b"", b"\x80\x02}q\x00."])
+def test_what_is_no_checkpoint_is_named_though_its_checksum_is_right(tmp_path, content):
+    _sign(tmp_path / "checkpoint.pt", content)
+    with pytest.raises(UserError, match=r"checkpoint\.pt is (damaged|of another version)"):
+        load_checkpoint(tmp_path, "mine")
+
+
+def _sign(file: Path, content: bytes) -> None:
+    file.write_bytes(hashlib.sha256(content).digest() + content)
 
 
 class _Evil:
@@ -70,8 +95,10 @@ class _Evil:
 @pytest.mark.parametrize("how", ["torch", "pickle"])
 def test_one_that_would_run_code_is_refused_and_does_not_run_it(tmp_path, how):
     file, mark = tmp_path / "checkpoint.pt", tmp_path / "mark"
-    content = {"version": 2, "fingerprint": "mine", "world_size": 1, "evil": _Evil(mark)}
-    torch.save(content, file) if how == "torch" else file.write_bytes(pickle.dumps(content, protocol=2))
+    content = {"version": 3, "fingerprint": "mine", "world_size": 1, "evil": _Evil(mark)}
+    buffer = io.BytesIO()
+    torch.save(content, buffer) if how == "torch" else buffer.write(pickle.dumps(content, protocol=2))
+    _sign(file, buffer.getvalue())
     with pytest.raises(UserError, match="is damaged"):
         load_checkpoint(tmp_path, "mine")
     assert not mark.exists()

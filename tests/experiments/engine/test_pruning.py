@@ -52,6 +52,14 @@ def test_magnitude_pruning_removes_the_smallest_of_all_layers_and_holds_them():
     assert counts[-1] == round(0.9 * 900) == counts[19]
 
 
+@pytest.mark.parametrize("values", [[0.0] * 50 + [1.0] * 50, [1.0] * 100, [0.0] * 100], ids=["two", "one", "zero"])
+def test_weights_of_the_same_size_leave_as_many_as_asked_for(values):
+    parameter = nn.Parameter(torch.tensor(values).view(10, 10))
+    pruner = MagnitudePruner({"w": parameter}, compression=4.0, start=1, end=1, every=1)
+    pruner.after_step(1)
+    assert int(pruner.state_dict()["w"].sum()) == 25
+
+
 def test_pruning_at_once_reaches_the_compression_in_one_step():
     model = _mlp()
     pruner = build_pruner("oneshot", model, _params(model), PruningSection(compression=4, end_share=0.5), 10)

@@ -91,12 +91,12 @@ def test_a_damaged_checkpoint_is_named_and_one_of_another_run_is_refused(tmp_pat
     content = file.read_bytes()
     for damaged in (b"", content[: len(content) // 2], b"nonsense" * 100):
         file.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"checkpoint.pt is damaged: delete it"):
+        with pytest.raises(UserError, match=r"checkpoint.pt is damaged, or of another version of strongreg: delete it"):
             train(_recipe(), "coherent", 0, digits, tmp_path / "a")
     file.write_bytes(content)
     for other in ({"seed": 1}, {"method": "always"}, {"recipe": _recipe(lr=0.5)}):
         arguments = {"recipe": _recipe(), "method": "coherent", "seed": 0, **other}
-        with pytest.raises(UserError, match=r"of another recipe, method or seed"):
+        with pytest.raises(UserError, match=r"of another recipe, method, seed or images"):
             train(**arguments, data=digits, directory=tmp_path / "a")
     torch.save({"version": 0}, file)
     with pytest.raises(UserError, match=r"another version"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import zlib
 from dataclasses import dataclass, replace
 
 import torch
@@ -113,6 +114,19 @@ class ImageData:
         """Channels, height, width."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
+
+    def digest(self) -> str:
+        """What tells these images and labels from others.
+
+        Returns:
+            Eight hexadecimal digits.
+        """
+        found = 0
+        for split in (self.train, self.validation, self.test):
+            found = zlib.crc32(repr(tuple(split.images.shape)).encode(), found)
+            for tensor in (split.images, split.labels):
+                found = zlib.crc32(tensor.cpu().contiguous().numpy().tobytes(), found)
+        return f"{found:08x}"
 
     def to(self, device: torch.device) -> ImageData:
         """The same data on a device.

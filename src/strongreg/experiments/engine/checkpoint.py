@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 from pathlib import Path
@@ -13,7 +14,8 @@ from strongreg.experiments.errors import UserError
 from strongreg.files import write_bytes
 
 FILE_NAME = "checkpoint.pt"
-_VERSION = 2
+_VERSION = 3
+_DIGEST = hashlib.sha256
 
 
 def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
@@ -28,7 +30,8 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
     """
     buffer = io.BytesIO()
     torch.save({"version": _VERSION, **state}, buffer)
-    write_bytes(directory / FILE_NAME, buffer.getvalue())
+    content = buffer.getvalue()
+    write_bytes(directory / FILE_NAME, _DIGEST(content).digest() + content)
 
 
 def load_checkpoint(directory: Path, fingerprint: str, world_size: int = 1) -> dict[str, Any] | None:
@@ -36,7 +39,7 @@ def load_checkpoint(directory: Path, fingerprint: str, world_size: int = 1) -> d
 
     Args:
         directory: of the run.
-        fingerprint: what the checkpoint must have been saved with: recipe, method and seed.
+        fingerprint: what the checkpoint must have been saved with: recipe, method, seed and images.
         world_size: number of processes that it must be of.
 
     Returns:
@@ -49,13 +52,21 @@ def load_checkpoint(directory: Path, fingerprint: str, world_size: int = 1) -> d
     if not file.exists():
         return None
     try:
-        state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        whole = file.read_bytes()
+        digest, content = whole[: _DIGEST().digest_size], whole[_DIGEST().digest_size :]
+        if digest != _DIGEST(content).digest():
+            raise UserError(
+                f"{file} is damaged, or of another version of strongreg: delete it to train that run from the start"
+            )
+        state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    except (OSError, RuntimeError, ValueError, EOFError, LookupError, pickle.UnpicklingError) as error:
         raise UserError(f"{file} is damaged: delete it to train that run from the start") from error
     if not isinstance(state, dict) or state.get("version") != _VERSION:
         raise UserError(f"{file} is of another version of strongreg: delete it to train that run from the start")
     if state.get("fingerprint") != fingerprint:
-        raise UserError(f"{file} is of another recipe, method or seed: delete it to train that run from the start")
+        raise UserError(
+            f"{file} is of another recipe, method, seed or images: delete it to train that run from the start"
+        )
     if state.get("world_size") != world_size:
         raise UserError(
             f"{file} is of a run in {state.get('world_size')} processes, this is one in {world_size}: "

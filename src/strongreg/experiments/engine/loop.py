@@ -47,6 +47,7 @@ from strongreg.experiments.engine.record import (
     WEIGHTS_FILE,
     save_history,
 )
+from strongreg.experiments.errors import UserError
 from strongreg.experiments.files import write_json
 from strongreg.experiments.models import build_model
 from strongreg.experiments.recipe import WITHOUT_EFFECT, Method, Recipe, show_recipe
@@ -106,10 +107,13 @@ class _Trainer:
         if training.tensorboard:
             check_board()
         self.device = world.device(training.device)
+        self.data_digest = data.digest()
         self.data = data.to(self.device)
         torch.manual_seed(seed)
         options = recipe.model.model_dump(exclude={"name"})
-        self.model = build_model(recipe.model.name, data.image_shape, data.num_classes, **options).to(self.device)
+        self.model = (
+            build_model(recipe.model.name, data.image_shape, data.num_classes, **options).to(self.device).train()
+        )
         if training.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         world.seed_draws(seed)
@@ -239,7 +243,8 @@ class _Trainer:
     def _finish(self) -> RunResult:
         """Evaluate and write everything, in the first process only."""
         save_history(self.counted[0], self.directory / HISTORY_FILE)
-        state = {name: tensor.cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        # safetensors knows no tied tensors
+        state = {name: tensor.cpu().contiguous().clone() for name, tensor in self.model.state_dict().items()}
         write_bytes(self.directory / WEIGHTS_FILE, save(state))
         names = {
             "data": self.recipe.data.name,
@@ -282,7 +287,7 @@ class _Trainer:
 
     def _fingerprint(self) -> str:
         outcome = self.recipe.model_dump_json(exclude={"training": {"device", *WITHOUT_EFFECT}})
-        return hashlib.sha256(f"{outcome} {self.method} {self.seed}".encode()).hexdigest()
+        return hashlib.sha256(f"{outcome} {self.method} {self.seed} {self.data_digest}".encode()).hexdigest()
 
     def _save(self) -> None:
         own = {
@@ -313,6 +318,16 @@ class _Trainer:
         state = self.world.on_main(lambda: load_checkpoint(self.directory, self._fingerprint(), self.world.size))
         if state is None:
             return
+        try:
+            self._restore(state)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            file = self.directory / FILE_NAME
+            reason = str(error).split("\n", maxsplit=1)[0]
+            raise UserError(
+                f"{file} does not fit the network ({reason}): delete it to train that run from the start"
+            ) from error
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self.epoch, self.batch, self.num_dead = state["epoch"], state["batch"], state["num_dead"]
         self.seconds, self.lines = state["seconds"], state["lines"]
         self.model.load_state_dict(state["model"])

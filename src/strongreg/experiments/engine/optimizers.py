@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from strongreg.experiments.recipe import OptimizerSection
 
 _MUON_RATIO = 0.1
+_ONE_CYCLE_RISE = 0.3  # as in torch.optim.lr_scheduler.OneCycleLR
 
 
 def build_optimizers(model: nn.Module, section: OptimizerSection) -> list[Optimizer]:
@@ -62,7 +63,10 @@ def lr_schedule(section: OptimizerSection, num_steps: int) -> Callable[[int], fl
     Returns:
         A function from the number of steps done, 0 to num_steps - 1, to a factor in [0, 1].
     """
-    num_warm = round(num_steps * section.warmup_share)
+    rise = section.warmup_share
+    if section.schedule == "one_cycle" and rise == 0:
+        rise = _ONE_CYCLE_RISE
+    num_warm = round(num_steps * rise)
     num_held = max(round(num_steps * section.hold_share), num_warm)
     milestones = [round(num_steps * share) for share in section.milestones]
 

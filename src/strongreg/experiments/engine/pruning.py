@@ -105,7 +105,12 @@ class MagnitudePruner(Pruner):
         if num_zeros == 0:
             return
         threshold = sizes.kthvalue(num_zeros).values
-        self._kept = {name: param.detach().abs() > threshold for name, param in self.params.items()}
+        kept = sizes > threshold
+        ties = (sizes == threshold).nonzero()[:, 0]
+        num_tied_kept = len(sizes) - num_zeros - int(kept.sum())
+        kept[ties[len(ties) - num_tied_kept :]] = True
+        parts = kept.split([param.numel() for param in self.params.values()])
+        self._kept = {name: part.view_as(p) for (name, p), part in zip(self.params.items(), parts, strict=True)}
 
 
 class SlimmingPruner(Pruner):
