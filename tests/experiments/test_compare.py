@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from experiments.recipes import recipe
-from strongreg.experiments import files, pool
+from strongreg.experiments import pool
 from strongreg.experiments.compare import Comparison, Job
 from strongreg.experiments.data import load_data
 from strongreg.experiments.engine import EpochMetrics, train
@@ -248,7 +249,7 @@ def test_a_file_in_the_place_of_the_directory_is_an_error(tmp_path, place):
 
 
 def test_a_directory_that_may_not_be_written_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(files.os, "fsync", Mock(side_effect=PermissionError(13, "Permission denied")))
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=PermissionError(13, "Permission denied")))
     with pytest.raises(UserError, match=r"cannot write to .*: Permission denied; choose another --out"):
         Comparison(RECIPE, COMPARED, [0], tmp_path)
 

@@ -59,7 +59,9 @@ def test_one_that_is_cut_off_anywhere_is_named(tmp_path):
     content = file.read_bytes()
     for length in (0, 1, 4, 100, len(content) // 2, len(content) - 1):
         file.write_bytes(content[:length])
-        with pytest.raises(UserError, match=r"checkpoint\.pt is damaged, or of another version of strongreg: delete it"):
+        with pytest.raises(
+            UserError, match=r"checkpoint\.pt is damaged, or of another version of strongreg: delete it"
+        ):
             load_checkpoint(tmp_path, "mine")
 
 

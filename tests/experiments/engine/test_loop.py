@@ -347,3 +347,52 @@ def test_evaluation_turns_dropout_off_and_restores_the_mode(training):
     assert evaluate(model, _classes(200), torch.Tensor.float) == 1.0
     assert model.training is training
     assert model[1].training is training
+
+
+# ---------------------------------------------------------------------- networks of the user's own
+
+
+class Own(nn.Module):
+    """Two of its layers share a weight, and it comes in evaluation mode."""
+
+    def __init__(self, num_inputs: int, num_classes: int) -> None:
+        super().__init__()
+        self.first, self.again = nn.Linear(num_inputs, num_inputs), nn.Linear(num_inputs, num_inputs)
+        self.again.weight = self.first.weight
+        self.last = nn.Linear(num_inputs, num_classes)
+        self.modes: list[bool] = []
+        self.eval()
+
+    def forward(self, images):
+        self.modes.append(self.training)
+        hidden = images.flatten(1)
+        for layer in (self.first, self.again):
+            hidden = torch.relu(layer(hidden))
+        return self.last(hidden)
+
+
+BUILT: list[Own] = []
+
+
+def own(image_shape, num_classes):
+    """Builds it."""
+    BUILT.append(Own(math.prod(image_shape), num_classes))
+    return BUILT[-1]
+
+
+@pytest.mark.parametrize("method", ["coherent", "magnitude"])
+def test_tied_weights_are_counted_once_and_saved_under_both_names(tmp_path, data, method):
+    name = f"{__name__}:own"
+    result = _train(tmp_path, data, method, model=name, pruning__compression=4.0)
+    saved = load_file(tmp_path / "weights.safetensors")
+    assert torch.equal(saved["first.weight"], saved["again.weight"])
+    assert result.num_weights == 16 * 16 + 16 * 3
+    expected = sum(int((saved[key] != 0).sum()) for key in ("first.weight", "last.weight"))
+    assert result.num_nonzero == expected
+    assert (method != "magnitude") or expected == result.num_weights / 4
+
+
+def test_a_network_that_comes_in_evaluation_mode_is_trained_in_training_mode(tmp_path, data):
+    _train(tmp_path, data, "dense", model=f"{__name__}:own")
+    assert True in BUILT[-1].modes
+    assert False in BUILT[-1].modes
