@@ -199,8 +199,20 @@ def run(study: Study, data: str, penalty: str, seeds: Sequence[int]) -> list[dic
         (summary,) = summarize(final)
         print(f"{start} {shown} | {' | '.join(cells(summary)[1:])} |", flush=True)
         mean = statistics.fmean(result.accuracy for result in final)
-        entries += [{**asdict(r), "asked": asked, "setting": setting, "mean_accuracy": mean} for r in final]
-    return entries
+        entries += [{**asdict(r), "asked": [asked], "setting": setting, "mean_accuracy": mean} for r in final]
+    return merged(entries)
+
+
+def merged(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One entry per run, though several rows may show it."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        key = json.dumps({name: entry[name] for name in ("data", "method", "seed", "setting")})
+        if key in found:
+            found[key]["asked"] += entry["asked"]
+        else:
+            found[key] = entry
+    return list(found.values())
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from strongreg.experiments.engine.optimizers import lr_schedule
 from strongreg.experiments.models import build_model
 from strongreg.experiments.recipe import build_recipe, default_changes
 
-STRENGTHS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+STRENGTHS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SMALLEST_COMPRESSION = 20.0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,30 @@ def test_the_tolerance_levels_are_those_that_were_recorded(penalty):
         words = [penalty, level["method"], f"{level['endured']:.4g}", f"{level['failed']:.4g}", level["reason"]]
         words += [f"{level['accuracy']:.1%}", f"{level['compression']:.1f}", f"{level['open_fraction']:.0%}", ratio]
         assert f"| {' | '.join(words)} |" in README
+
+
+def _rows_of_the_study() -> set[str]:
+    runs = json.loads((RECORDED / "scaled-study.json").read_text())["runs"]
+    known = {field.name for field in fields(RunResult)}
+    groups: dict[tuple[str, str], list[RunResult]] = {}
+    for run in runs:
+        without = run["method"] in ("dense", "magnitude")
+        for asked in run["asked"]:
+            result = RunResult(**{name: value for name, value in run.items() if name in known})
+            groups.setdefault((asked, "-" if without else run["penalty"], run["method"]), []).append(result)
+    rows = set()
+    for (asked, penalty, _), results in groups.items():
+        assert [result.seed for result in results] == [0, 1, 2]
+        (summary,) = summarize(results)
+        method, accuracy, alive, _, times, opened, _ = cells(summary)
+        rows.add(f"| {asked} | {method} | {penalty} | {accuracy} | {alive} | {times} | {opened} |")
+    return rows
+
+
+def test_the_table_of_the_study_is_that_of_the_recorded_runs():
+    table = README.partition("### Against magnitude pruning")[2].partition("## What it does")[0]
+    shown = [line for line in table.splitlines() if line.startswith("| ") and "| asked |" not in line]
+    assert sorted(shown) == sorted(_rows_of_the_study())
 
 
 def test_every_target_of_make_is_there():

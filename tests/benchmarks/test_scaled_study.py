@@ -57,6 +57,13 @@ def test_the_deadly_setting_is_the_smallest_strength_that_killed(study):
     assert study.deadly(settings, [_result(0.9, 2.0)] * 3) is None
 
 
+def test_a_run_that_two_rows_show_is_one_entry(study):
+    run = {"data": "d", "method": "coherent", "seed": 0, "setting": {"a": 1.0}}
+    entries = [{**run, "asked": ["10x"]}, {**run, "seed": 1, "asked": ["10x"]}, {**run, "asked": ["20x"]}]
+    found = study.merged(entries)
+    assert [(entry["seed"], entry["asked"]) for entry in found] == [(0, ["10x", "20x"]), (1, ["10x"])]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     not (DATA / "fashion_mnist").is_dir(), reason="Fashion-MNIST lies neither in $STRONGREG_DATA nor beside the project"
