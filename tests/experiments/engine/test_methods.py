@@ -141,5 +141,5 @@ def test_only_slimming_needs_normalization(method):
         check_method(method, nn.Linear(2, 2))
     else:
         for model in (nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))):
-            with pytest.raises(UserError, match=r"slimming needs batch normalization .*: set model\.norm=batch"):
+            with pytest.raises(UserError, match=r"slimming needs batch normalization .*--set model\.norm=batch"):
                 check_method(method, model)

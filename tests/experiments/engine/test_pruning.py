@@ -8,6 +8,8 @@ from torch import nn
 
 from strongreg import L1
 from strongreg.experiments.engine.pruning import MagnitudePruner, SlimmingPruner, build_pruner, scale_names
+from strongreg.experiments.errors import UserError
+from strongreg.experiments.models import build_model
 from strongreg.experiments.recipe import PruningSection
 from strongreg.groups import select_targets
 
@@ -124,7 +126,11 @@ def test_slimming_removes_the_channels_of_the_smallest_scales():
 
 def test_slimming_keeps_a_channel_of_each_layer():
     model = _normalized()
-    SlimmingPruner(model, _params(model), compression=1e9, at=1).after_step(1)
+    num = sum(p.numel() for p in _params(model).values())
+    fewest = 9 + 9 * 8 + 32 * 4  # a filter of each convolution, and the linear layer
+    with pytest.raises(UserError, match=rf"compression=1e\+09: slimming.* reaches {num / fewest:.1f} at most"):
+        SlimmingPruner(model, _params(model), compression=1e9, at=1)
+    SlimmingPruner(model, _params(model), compression=num / fewest, at=1).after_step(1)
     assert [int((model[i].weight != 0).sum()) for i in (1, 4)] == [1, 1]
 
 
@@ -135,6 +141,49 @@ def test_a_normalization_in_front_of_a_convolution_idles_its_inputs():
     SlimmingPruner(model, _params(model), compression=1.2, at=1).after_step(1)
     assert (model[2].weight[:, 0] == 0).all()
     assert (model[2].weight[:, 1:] != 0).all()
+
+
+class Lists(nn.Module):
+    """Convolutions in one list, their normalizations in another, and a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(3))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(3))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        first = self.norms[0](self.convs[0](images))
+        read_twice = self.convs[1](torch.relu(first))
+        return self.norms[1](read_twice) + read_twice + self.norms[2](self.convs[2](first))
+
+
+def test_normalizations_are_paired_by_the_flow_of_data():
+    model = Lists()
+    assert scale_names(model) == ["norms.0.weight", "norms.2.weight"]
+    kept = SlimmingPruner(model, _params(model), compression=1.2, at=1)._masks(torch.arange(3))
+    assert {name for name, mask in kept.items() if not mask.all()} == {
+        "norms.0.weight",
+        "norms.0.bias",
+        "convs.0.weight",
+    }
+
+
+@pytest.mark.parametrize(("name", "num"), [("resnet20", 19), ("wrn28_2", 22)])
+def test_weights_that_slimming_removes_are_idle(name, num):
+    """With scale and shift of a channel at 0, the weights that it takes change nothing, whatever they are."""
+    model = build_model(name, (3, 16, 16), 10).eval()
+    assert len(scale_names(model)) == num
+    pruner = SlimmingPruner(model, _params(model), compression=1.0, at=1)
+    masks = pruner._masks(torch.randperm(sum(layer.scale.numel() for layer in pruner._layers))[:200])
+    with torch.no_grad():
+        for scale in (key for key in masks if key in pruner.params and pruner.params[key].dim() == 1):
+            pruner.params[scale].masked_fill_(~masks[scale], 0.0)
+        images = torch.randn(2, 3, 16, 16)
+        before = model(images)
+        for key, mask in masks.items():
+            pruner.params[key].masked_fill_(~mask, 0.0)
+        torch.testing.assert_close(model(images), before, rtol=1e-5, atol=1e-6)
+    assert sum(int((~mask).sum()) for mask in masks.values()) > 200
 
 
 def test_methods_that_do_not_prune_have_no_pruner():

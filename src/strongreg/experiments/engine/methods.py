@@ -77,10 +77,13 @@ def check_method(method: Method, model: nn.Module) -> None:
         model: the network.
 
     Raises:
-        UserError: slimming, and there is no batch normalization next to a convolution.
+        UserError: slimming, and there is no batch normalization whose channels are those of a convolution.
     """
     if method == "slimming" and not scale_names(model):
-        raise UserError("slimming needs batch normalization after convolutions: set model.norm=batch")
+        raise UserError(
+            "slimming needs batch normalization next to convolutions, in a network that torch.fx can trace: choose "
+            "another --model, or for vgg11 to vgg19 --set model.norm=batch"
+        )
 
 
 def _gate(recipe: Recipe, method: Method, num_steps: int) -> Gate:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import abc
+from collections import Counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _NormBase  # every batch normalization derives from it; torch has no public name
 
+from strongreg.experiments.errors import UserError
 from strongreg.experiments.recipe import PruningSection
 
 _Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+_ZERO_STAYS = (nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Dropout, nn.Dropout2d, nn.Identity, nn.MaxPool2d)
+_ZERO_STAYS_FUNCTIONS = (torch.relu, torch.tanh, functional.relu, functional.gelu, functional.silu, "relu", "tanh")
 
 
 class Pruner(abc.ABC):
@@ -118,13 +123,16 @@ class SlimmingPruner(Pruner):
 
     Scale and shift of a removed channel become 0, and so do the weights that they make idle: those into the channel
     where the normalization follows a convolution, those out of it where it precedes one. One channel of each layer is
-    kept.
+    kept. Normalizations of sums, and of what others read too, are left alone.
 
     Args:
         model: the network.
         params: its prunable weights by name.
         compression: how many times fewer of them to leave at least.
         at: the step.
+
+    Raises:
+        UserError: so few weights cannot be reached.
 
     References:
         Z. Liu, J. Li, Z. Shen, G. Huang, S. Yan, C. Zhang, *Learning Efficient Convolutional Networks through Network
@@ -135,6 +143,11 @@ class SlimmingPruner(Pruner):
         self._layers = _normalized_convolutions(model)
         super().__init__(params | {name: p for layer in self._layers for name, p in layer.scales.items()})
         self._prunable, self._compression, self._at = params, compression, max(at, 1)
+        num_channels = sum(layer.scale.numel() for layer in self._layers)
+        reachable = self._num_weights / max(self._num_kept(self._masks(torch.arange(num_channels))), 1)
+        if reachable < compression:
+            asked = f"pruning.compression={compression:g}"
+            raise UserError(f"{asked}: slimming, by whole channels, reaches {reachable:.1f} at most here: choose less")
 
     def _update(self, step: int) -> None:
         if step != self._at:
@@ -185,17 +198,43 @@ class _Layer:
 
 
 def _normalized_convolutions(model: nn.Module) -> list[_Layer]:
-    modules = [(n, m) for n, m in model.named_modules() if isinstance(m, _NormBase | _Convolution)]
+    """The batch normalizations whose scales make weights idle, by the flow of data that torch.fx finds; none without.
+
+    A normalization counts if it alone reads the output of one convolution, or if one convolution alone reads its own,
+    through nothing but functions that keep 0 at 0.
+    """
+    try:
+        nodes = list(fx.symbolic_trace(model).graph.nodes)
+    except Exception:  # whatever a forward method raises when it is given symbols instead of tensors
+        return []
+    modules = dict(model.named_modules())
+    num_calls = Counter(node.target for node in nodes if node.op == "call_module")
+    once: dict[Any, nn.Module] = {
+        node: modules[str(node.target)] for node in nodes if node.op == "call_module" and num_calls[node.target] == 1
+    }
     layers: list[_Layer] = []
-    for i, (name, norm) in enumerate(modules):
+    for node, norm in once.items():
         if not isinstance(norm, _NormBase) or norm.weight is None:
             continue
-        for at, dim in ((i - 1, 0), (i + 1, 1)):
-            conv_name, conv = modules[at] if 0 <= at < len(modules) else ("", None)
-            if isinstance(conv, _Convolution) and conv.groups == 1 and conv.weight.shape[dim] == norm.num_features:
-                layers.append(_Layer(name, norm, conv_name, conv, dim))
+        before, after = node.args[0], _only_reader(node, modules)
+        for other, dim in ((before, 0), (after, 1)):
+            conv = once.get(other)
+            if not isinstance(conv, _Convolution) or conv.groups != 1 or conv.weight.shape[dim] != norm.num_features:
+                continue
+            if other is not None and (dim == 1 or len(other.users) == 1):
+                layers.append(_Layer(str(node.target), norm, str(other.target), conv, dim))
                 break
     return layers
+
+
+def _only_reader(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:
+    """What alone reads a node's output, beyond functions that keep 0 at 0."""
+    while len(node.users) == 1:
+        (node,) = node.users
+        called = modules[str(node.target)] if node.op == "call_module" else node.target
+        if not (isinstance(called, _ZERO_STAYS) or called in _ZERO_STAYS_FUNCTIONS):
+            return node
+    return None
 
 
 def scale_names(model: nn.Module) -> list[str]:
