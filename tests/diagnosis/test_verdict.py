@@ -129,6 +129,11 @@ def test_a_gate_that_stays_closed_is_told_though_it_learned():
     assert "it was 7" in diagnosis.advice[0]
 
 
+def test_a_gate_that_opened_between_the_recorded_steps_is_not_called_closed():
+    record = _record(**{**HEALTHY, "opened": _constant(0.0)}, open_fraction=0.39)
+    assert diagnose(record).verdict == "learned"
+
+
 def test_the_steps_of_a_refit_do_not_count_as_closed():
     opened = _record(**{**HEALTHY, "opened": lambda step: float(step < 2)}, refit_start=2)
     assert diagnose(opened).verdict == "learned"

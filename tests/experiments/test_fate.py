@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -106,7 +107,15 @@ def test_a_missing_or_damaged_file_is_one_error_that_names_it(run, name, how):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"accuracy": "high"}, {"accuracy": None}, {"epochs": 2}, {"chance": 0}, {"chance": "x"}, {"refit_start": [1]}],
+    [
+        *({"accuracy": value} for value in ("high", None, math.nan, 1.5)),
+        *({"chance": value} for value in (0, "x")),
+        *({"num_nonzero": value} for value in (-5, 10**9)),
+        {"epochs": 2},
+        {"refit_start": [1]},
+        {"steps_per_epoch": 0},
+        {"open_fraction": 2.0},
+    ],
     ids=str,
 )
 def test_a_wrong_value_in_a_file_is_an_error_that_names_it(run, changes):

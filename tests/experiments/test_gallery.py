@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from torch import nn
 
 from experiments.finished import DAMAGES, RUN_FILES, change, damage, train_runs
 from experiments.pages import Page, assert_needs_nothing, assert_references_are_there_once
@@ -47,7 +48,20 @@ def _row(html: str, name: str) -> str:
     return row
 
 
+def odd(image_shape, num_classes):
+    """A network whose layers have names that mean something to a typesetter."""
+    model = nn.Sequential(nn.Flatten())
+    model.add_module("a$x_{$<b>", nn.Linear(image_shape[1] * image_shape[2], 8))
+    model.add_module("c", nn.Linear(8, num_classes))
+    return model
+
+
 # ---------------------------------------------------------------------- the page
+
+
+def test_names_of_layers_are_shown_as_they_are(tmp_path):
+    directory = train_runs(tmp_path / "new", recipe(model=f"{__name__}:odd", epochs=1), ["dense"])
+    assert "a$x_{$&lt;b&gt;.weight" in _gallery(directory)
 
 
 def test_the_page_needs_nothing_but_itself(trained):

@@ -106,6 +106,15 @@ def test_one_seed_has_no_interval(directory):
     assert "1 seed; strongreg" in html
 
 
+def test_the_curves_say_of_which_images_they_are(tmp_path):
+    held_out = recipe(model="lenet300", epochs=1, data__validation_share=0.2)
+    directory = train_runs(tmp_path / "new", held_out, ["dense"])
+    write_report(Comparison(held_out, ["dense"], [0], directory), directory / "report.html")
+    texts = Page(re.search(r"<svg.*?</svg>", (directory / "report.html").read_text(), flags=re.DOTALL)[0]).texts
+    assert "validation accuracy (%)" in texts
+    assert "test accuracy (%)" not in texts
+
+
 def test_runs_that_are_missing_are_left_out(directory):
     for run in ("dense-seed0", "always-seed0", "always-seed1", "delayed-seed0", "delayed-seed1"):
         (directory / "runs" / run / "result.json").unlink()

@@ -36,6 +36,7 @@ class RunRecord:
         strength: of the penalty; 0 for a run without one.
         refit_start: step from which on the penalty was off; infinity for never.
         lr: largest learning rate.
+        open_fraction: share of all steps at which the penalty acted, recorded or not; NaN if it is not known.
     """
 
     history: History
@@ -46,6 +47,7 @@ class RunRecord:
     strength: float
     refit_start: float = math.inf
     lr: float = math.nan
+    open_fraction: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ def diagnose(record: RunRecord) -> Diagnosis:
         return _stalled(record, signs, told)
     if best - final > _DROP:
         return _damaged(record, signs, told)
-    if record.strength > 0 and signs.open_share < _RARELY:
+    acted_unseen = record.open_fraction >= _RARELY  # at steps between the recorded ones
+    if record.strength > 0 and signs.open_share < _RARELY and not acted_unseen:
         return _never_acted(record, signs, told)
     told += (signs.sizes(),)
     return Diagnosis("learned", None, None, told, ())

@@ -76,7 +76,9 @@ class ProgressBars:
             name = f"{job.method}, seed {job.seed}"
             self._bars[job] = self._progress.add_task(name, total=self._num_epochs, note="")
         smaller = "nothing left" if metrics.compression is None else f"{metrics.compression:.1f}x"
-        note = f"{metrics.accuracy:.1%} {smaller} open {metrics.open_fraction:.0%}"
+        note = f"{metrics.accuracy:.1%} {smaller}"
+        if metrics.open_fraction is not None:
+            note += f" open {metrics.open_fraction:.0%}"
         self._progress.update(self._bars[job], completed=metrics.epoch, note=note)
         self._progress.update(self._total, advance=metrics.epoch - self._epochs.get(job, 0))
         self._epochs[job] = metrics.epoch

@@ -55,6 +55,7 @@ def diagnose_run(directory: Path) -> Diagnosis:
         steps_per_epoch=result.steps_per_epoch,
         strength=result.strength,
         refit_start=math.inf if result.refit_start is None else result.refit_start,
+        open_fraction=result.open_fraction,
         lr=max((epoch.lr for epoch in epochs), default=math.nan),
     )
     try:

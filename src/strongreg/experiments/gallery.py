@@ -176,7 +176,8 @@ def _layers(runs: list[_Run]) -> Markup:
         names = max((run.layers[:_MOST_LAYERS] for run in runs), key=len, default=[])
         same = all([n for n, _ in run.layers[: len(names)]] == [n for n, _ in names] for run in runs)
         ax.set(yscale="log", ylabel="share of weights kept")
-        ax.set_xticks(range(len(names)), [name if same else str(i) for i, (name, _) in enumerate(names)], rotation=60)
+        labels = [name if same else str(i) for i, (name, _) in enumerate(names)]
+        ax.set_xticks(range(len(names)), labels, rotation=60, parse_math=False)  # a name may hold a $
         ax.tick_params(axis="x", labelsize=7)
 
     return svg(draw, 3.4)

@@ -62,11 +62,12 @@ def write_report(comparison: Comparison, file: Path) -> None:
 
 
 def _draw(curves: Curves, recipe: Recipe) -> list[_Drawing]:
+    split = "validation" if recipe.data.validation_share > 0 else "test"
     first = {job.method: metrics for job, metrics in reversed(curves.items())}  # each method's first seed
     return [
         _Drawing(
             "Accuracy and weights kept",
-            svg(lambda figure: _draw_outcome(figure, curves), height=3.2),
+            svg(lambda figure: _draw_outcome(figure, curves, split), height=3.2),
             "Every seed is a line. A collapsed network answers with one class for every image: its accuracy "
             "stays at chance.",
         ),
@@ -93,7 +94,7 @@ def _draw(curves: Curves, recipe: Recipe) -> list[_Drawing]:
     ]
 
 
-def _draw_outcome(figure: Figure, curves: Curves) -> None:
+def _draw_outcome(figure: Figure, curves: Curves, split: str) -> None:
     left, right = figure.subplots(1, 2)
     for job, metrics in curves.items():
         epochs = [m.epoch for m in metrics]
@@ -110,7 +111,7 @@ def _draw_outcome(figure: Figure, curves: Curves) -> None:
         right.plot(
             epochs, [max(m.num_nonzero, 0.5) for m in metrics], color=COLORS[job.method], linewidth=1.2, alpha=0.85
         )
-    left.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(0, 101))
+    left.set(xlabel="epoch", ylabel=f"{split} accuracy (%)", ylim=(0, 101))
     left.legend(loc="center right")
     right.set(xlabel="epoch", ylabel="weights that are not 0", yscale="log")
 
@@ -144,7 +145,7 @@ def _gate_drawer(threshold: float) -> Callable[[Axes, Method, list[EpochMetrics]
     def draw(ax: Axes, method: Method, metrics: list[EpochMetrics]) -> None:
         epochs = [m.epoch for m in metrics]
         coherence = [float("nan") if m.coherence is None else m.coherence for m in metrics]
-        opened = [m.open_fraction for m in metrics]
+        opened = [float("nan") if m.open_fraction is None else m.open_fraction for m in metrics]
         ax.fill_between(
             epochs, opened, color=COLORS[method], alpha=0.18, step="mid", linewidth=0, label="share of open steps"
         )

@@ -30,7 +30,7 @@ class EpochMetrics:
         num_nonzero: penalized weights that are not 0.
         compression: penalized weights / those that are not 0; None if all are 0.
         coherence: mean over its recorded steps; None if it cannot be measured.
-        open_fraction: share of its recorded steps at which the gate was open.
+        open_fraction: share of its recorded steps at which the gate was open; None if none was recorded.
         gradient_norm: mean norm of the loss gradient; None if it is not finite.
         penalty_norm: mean norm of strength times subgradient.
         weight_norm: mean norm of the penalized weights.
@@ -43,7 +43,7 @@ class EpochMetrics:
     num_nonzero: int
     compression: float | None
     coherence: float | None
-    open_fraction: float
+    open_fraction: float | None
     gradient_norm: float | None
     penalty_norm: float | None
     weight_norm: float | None
@@ -167,7 +167,7 @@ def epoch_metrics(
         num_nonzero=num_nonzero,
         compression=_compression(num_weights, num_nonzero),
         coherence=mean("coherence"),
-        open_fraction=mean("open") or 0.0,
+        open_fraction=mean("open"),
         gradient_norm=mean("gradient_norm"),
         penalty_norm=mean("penalty_norm"),
         weight_norm=mean("weight_norm"),

@@ -78,9 +78,15 @@ def load_result(file: Path) -> RunResult:
         result = TypeAdapter(RunResult).validate_python(content)
     except ValidationError:
         result = None
-    if result is None or set(content) != {field.name for field in fields(RunResult)} or not 0 < result.chance <= 1:
+    if result is None or set(content) != {field.name for field in fields(RunResult)} or not _is_possible(result):
         raise UserError(f"{file} is damaged, or of another version of strongreg: delete its folder to train again")
     return result
+
+
+def _is_possible(result: RunResult) -> bool:
+    shares = (result.accuracy, result.open_fraction, result.chance)
+    within = 0 <= result.num_nonzero <= result.num_weights and result.epochs >= 1 and result.steps_per_epoch >= 1
+    return within and result.chance > 0 and all(0 <= share <= 1 for share in shares)
 
 
 def load_metrics(file: Path, num_epochs: int) -> list[EpochMetrics]:
