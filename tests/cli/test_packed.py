@@ -74,7 +74,7 @@ def test_tied_tensors_are_unpacked_twice(capsys, tmp_path, monkeypatch):
         (["unpack", "fine.packed", "-o", "none/x"], "cannot write to none/x: No such file"),
         (["unpack", "odd.packed"], "safetensors cannot hold the tensors of odd.packed"),
     ],
-    ids=" ".join,
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_every_error_is_one_line_that_names_the_file(capsys, weights, tmp_path, arguments, message):
     (tmp_path / "noise").write_bytes(b"noise" * 100)
