@@ -55,9 +55,14 @@ def start(*arguments: object, environment: dict[str, str] | None = None) -> subp
         text=True,
         env=os.environ | (environment or {}),
         start_new_session=True,
-        # a suite that runs in the background of a shell inherits that Ctrl-C is ignored
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=_hear_signals,
     )
+
+
+def _hear_signals() -> None:
+    """A suite that runs in the background of a shell, or under nohup, inherits that signals are ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def wait_for(pattern: str, process: subprocess.Popen[str], num_files: int = 1) -> None:
