@@ -132,6 +132,7 @@ def test_a_broken_pool_is_the_same_error_wherever_it_shows():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_request_to_terminate_is_an_interrupt_within_the_block_only(number):
+    inherited = signal.signal(number, signal.SIG_DFL)  # under nohup it is ignored
     before = signal.getsignal(number)
 
     def work() -> None:
@@ -139,9 +140,12 @@ def test_a_request_to_terminate_is_an_interrupt_within_the_block_only(number):
             os.kill(os.getpid(), number)
             time.sleep(5)
 
-    with pytest.raises(KeyboardInterrupt):
-        work()
-    assert signal.getsignal(number) is before
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        assert signal.getsignal(number) is before
+    finally:
+        signal.signal(number, inherited)
 
 
 def test_what_nohup_ignores_stays_ignored():
