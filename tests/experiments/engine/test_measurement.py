@@ -71,7 +71,7 @@ def test_an_epoch_is_the_mean_over_its_own_steps(trained):
 def test_an_epoch_without_recorded_steps_has_no_means(trained):
     metrics = epoch_metrics(3, 8, 0.1, math.nan, 0.5, trained[1])
     assert metrics.train_loss is None
-    assert (metrics.coherence, metrics.gradient_norm, metrics.open_fraction) == (None, None, 0.0)
+    assert (metrics.coherence, metrics.gradient_norm, metrics.open_fraction) == (None, None, None)
 
 
 def test_weights_are_counted_over_all_regularizers(trained):
