@@ -66,6 +66,7 @@ def test_tied_tensors_are_unpacked_twice(capsys, tmp_path, monkeypatch):
         (["compress", "model.safetensors", "--values", "fp8"], "values 'fp8'"),
         (["compress", "model.safetensors", "-o", "none/x.packed"], "cannot write to none/x.packed: No such file"),
         (["compress", "large.safetensors", "--values", "fp16"], "cannot hold 1e+06 in tensor 'w'"),
+        (["compress", "fine.packed"], "fine.packed would be overwritten"),
         (["inspect", "noise"], "noise is no packed file, or damaged"),
         (["inspect", "model.safetensors"], "a safetensors file, but no packed one"),
         (["unpack", "none"], "cannot read none: No such file"),

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _run(arguments)
     except KeyboardInterrupt:  # before or after the work itself
         code = _fail("interrupted")
-    if (engine := sys.modules.get(_DISTRIBUTED)) is not None:
+    if (engine := sys.modules.get(_DISTRIBUTED)) is not None:  # not loaded where the command could not be started
         engine.end_process(code)
     sys.exit(code)
 

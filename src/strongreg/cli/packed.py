@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -49,16 +51,15 @@ def compress(
     """Write a network's weights into a small file, and say what every tensor takes there."""
     check_known("values", values, VALUES)
     weights = source / WEIGHTS_FILE if source.is_dir() else source
+    target = _target(out, weights, ".packed")
     state = _read_safetensors(weights)
-    file = out or weights.with_suffix(".packed")
     try:
-        contents = save_packed(state, file, values)  # type: ignore[arg-type]
+        with _writing(target):
+            contents = save_packed(state, target, values)  # type: ignore[arg-type]
     except ValueError as error:
         raise UserError(str(error)) from error
-    except OSError as error:
-        raise UserError(f"cannot write to {file}: {error.strerror or error}") from error
     _show(contents, as_json=as_json)
-    _tell(f"wrote {file}")
+    _tell(f"wrote {target}")
 
 
 def inspect(
@@ -66,10 +67,8 @@ def inspect(
     as_json: _Json = False,
 ) -> None:
     """Show what a packed file holds."""
-    try:
+    with _reading(file):
         contents = inspect_packed(file)
-    except (PackedFileError, OSError) as error:
-        raise _unreadable(file, error) from error
     _show(contents, as_json=as_json)
 
 
@@ -83,21 +82,24 @@ def unpack(
     ] = None,
 ) -> None:
     """Write the tensors of a packed file into a plain safetensors file, which any library reads."""
-    try:
+    target = _target(out, file, ".safetensors")
+    with _reading(file):
         state = load_packed(file, max_bytes=max_bytes)
-    except (PackedFileError, OSError) as error:
-        raise _unreadable(file, error) from error
-    target = out or file.with_suffix(".safetensors")
-    if target == file:
-        raise UserError(f"{file} would be overwritten: choose another with --out")
     try:
         # safetensors knows no tied tensors
-        write_bytes(target, save({name: tensor.clone() for name, tensor in state.items()}))
+        content = save({name: tensor.clone() for name, tensor in state.items()})
     except (SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"safetensors cannot hold the tensors of {file}: {error}") from error
-    except OSError as error:
-        raise UserError(f"cannot write to {target}: {error.strerror or error}") from error
+    with _writing(target):
+        write_bytes(target, content)
     _tell(f"wrote {target}")
+
+
+def _target(out: Path | None, source: Path, suffix: str) -> Path:
+    target = out or source.with_suffix(suffix)
+    if target == source:
+        raise UserError(f"{source} would be overwritten: choose another with --out")
+    return target
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
@@ -109,8 +111,22 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file} is no safetensors file, or damaged: {error}") from error
 
 
-def _unreadable(file: Path, error: PackedFileError | OSError) -> UserError:
-    return UserError(f"cannot read {file}: {error.strerror or error}" if isinstance(error, OSError) else str(error))
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except PackedFileError as error:
+        raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write to {file}: {error.strerror or error}") from error
 
 
 def _show(contents: PackedContents, *, as_json: bool) -> None:

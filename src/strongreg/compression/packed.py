@@ -39,7 +39,7 @@ _KEY = "strongreg_packed"
 _RESERVED = "__metadata__"  # safetensors keeps its own here
 _TRUSTED_BYTES = 2**30
 _TRUSTED_RATIO = 1000
-_LITTLE_DENSITY = 0.95  # above, positions are not worth looking at
+_DENSE_SHARE = 0.95  # from here on positions are not worth their bytes
 
 
 def save_packed(
@@ -178,7 +178,7 @@ def _pack(name: str, tensor: Tensor, values: Values) -> tuple[Entry, bytes]:
     if scales is not None:
         parts.append(_coded(to_bytes(scales).tobytes()))
     layout = "dense"
-    if num_set < _LITTLE_DENSITY * len(mask):
+    if num_set < _DENSE_SHARE * len(mask):
         if negative is not None:
             parts.append(_coded(positions.encode_mask(negative[~mask])))
         layout, where = _pack_positions(mask, num_set)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from strongreg.compression.errors import PackedFileError
+from strongreg.compression.positions import Mask
 
 Values = Literal["fp32", "bf16", "fp16", "int8"]
 VALUES: tuple[Values, ...] = get_args(Values)
 Bytes = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
 
 _NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 _WIDE = (torch.float32, torch.float64)
