@@ -32,22 +32,7 @@ from strongreg.experiments.runnable import outcome
 from strongreg.experiments.table import cells, summarize
 
 TARGETS = (10.0, 20.0)
-BASE: dict[str, Any] = {
-    "model.name": "vgg_narrow",
-    "data.num_train": 10_000,
-    "data.validation_share": 1 / 12,
-    "training.epochs": 16,
-    "training.batch_size": 64,
-    "training.precision": "bf16",
-    "training.channels_last": True,
-    "training.history_every": 4,
-    "training.stop_when_dead": 5,
-    "optimizer.lr": 0.02,
-}
-DATA: dict[str, dict[str, Any]] = {
-    "fashion_mnist": {"data.name": "fashion_mnist"},
-    "cifar10": {"data.name": "cifar10", "data.crop_padding": 4, "data.flip": True},
-}
+RECIPES = Path(__file__).parents[1] / "recipes" / "study"
 DECAY = "optimizer.weight_decay"
 _RELAXING = {"penalty.ramp_share": 0.5, "penalty.final_factor": 0.0, "penalty.refit_share": 0.0}
 _GROWING = {"penalty.strength": 1e-4, "penalty.ramp_share": 0.5}
@@ -94,7 +79,7 @@ class Study:
         with TaskPool(self._workers) as pool:
             pending = {}
             for folder, (data, method, setting, seed) in zip(folders, wanted, strict=True):
-                recipe = build_recipe({**BASE, **DATA[data], **setting, **self._changes})
+                recipe = build_recipe({**setting, **self._changes}, read_recipe(RECIPES / f"{data}.toml"))
                 if (folder / RESULT_FILE).exists():
                     _check_same(folder, recipe.for_method(method))
                 elif folder not in pending.values():
