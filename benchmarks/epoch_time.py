@@ -25,9 +25,9 @@ from strongreg.experiments.models import build_model
 from strongreg.experiments.recipe import Recipe, build_recipe
 
 CASES = {
-    "plain_cnn, digits, batch 64": {"training.epochs": 6},
-    "lenet300, digits, batch 64": {"model.name": "lenet300", "training.epochs": 20},
-    "plain_cnn, digits, batch 256": {"training.epochs": 6, "training.batch_size": 256},
+    "plain_cnn, digits, batch 64": {"training.epochs": 30},
+    "lenet300, digits, batch 64": {"model.name": "lenet300", "training.epochs": 100},
+    "plain_cnn, digits, batch 256": {"training.epochs": 30, "training.batch_size": 256},
 }
 
 
