@@ -74,6 +74,13 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest(key, nearest):
         ({"methods.dense.optimizer.lr": 1.0}, {"methods": {"dense": 5}}, "methods.dense=5: must be a table"),
         ({"training.epochs": True}, None, "training.epochs=True: must be"),
         ({"training.epochs": 10**26}, None, "training.epochs=1"),
+        ({"training.batch_size": 10**26}, None, f"training.batch_size={10**26}: must be less"),
+        ({"training.accumulate": 10**26}, None, f"training.accumulate={10**26}: must be less"),
+        ({"data.crop_padding": 10**26}, None, f"data.crop_padding={10**26}: must be less"),
+        ({"data.cutout": 10**26}, None, f"data.cutout={10**26}: must be less"),
+        ({"methods.dense": 5}, None, "methods.dense=5: write methods.METHOD.section.key"),
+        ({"methods.dense.methods.dense.optimizer.lr": 3}, None, "=3: write methods.METHOD.section.key"),
+        ({}, {"methods": {"dense": {"methods.dense.optimizer.lr": 3}}}, "=3: write methods.METHOD.section.key"),
         ({"training.batch_size": "32"}, None, "training.batch_size='32': must be"),
         ({"data.flip": 1}, None, "data.flip=1: must be"),
         ({"data.flip": "on"}, None, "data.flip='on': must be"),
@@ -93,8 +100,9 @@ def test_whole_numbers_are_taken_for_numbers_and_arrays_for_tuples():
 
 
 def test_a_setting_of_two_lines_is_an_error():
-    with pytest.raises(UserError, match="a value is one line"):
-        parse_settings(["optimizer.lr=0.1\nmomentum=3"])
+    for setting in ("optimizer.lr=0.1\nmomentum=3", "optimizer.lr=0.1\n", "optimizer\n.lr=0.1"):
+        with pytest.raises(UserError, match="a value is one line"):
+            parse_settings([setting])
 
 
 def test_an_unknown_section_is_an_error_that_names_the_nearest():

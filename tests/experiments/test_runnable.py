@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 from experiments.recipes import recipe
@@ -18,13 +19,42 @@ def frozen(image_shape, num_classes):
 
 def empty(image_shape, num_classes):
     """A network without parameters."""
-    del image_shape, num_classes
-    return nn.Flatten()
+    del image_shape
+    return Cut(num_classes)
 
 
-@pytest.mark.parametrize("factory", ["frozen", "empty"])
+class Shift(nn.Module):
+    """Has one parameter, of one dimension."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+
+    def forward(self, images):
+        return images.flatten(1)[:, : len(self.bias)] + self.bias
+
+
+def shift(image_shape, num_classes):
+    """A network without matrices."""
+    del image_shape
+    return Shift(num_classes)
+
+
+class Cut(nn.Module):
+    """Has no parameter."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    def forward(self, images):
+        return images.flatten(1)[:, : self.num_classes]
+
+
+@pytest.mark.parametrize("factory", ["frozen", "empty", "shift"])
 def test_a_network_without_weights_to_penalize_is_an_error(factory):
-    with pytest.raises(UserError, match=f"model '{__name__}:{factory}': "):
+    remedy = "nothing in it can be penalized or pruned; choose one that trains at least one weight of two or more"
+    with pytest.raises(UserError, match=f"model '{__name__}:{factory}': {remedy}"):
         check_runnable(recipe(model=f"{__name__}:{factory}"), ["coherent"], None)
 
 

@@ -35,6 +35,8 @@ _OPTIONS_OF_PENALTIES = {
 }
 
 Share = Annotated[float, Field(ge=0, le=1)]
+_MOST_PIXELS = 1_000
+_MOST_IMAGES = 1_000_000_000
 
 
 def _known_penalty(name: str) -> str:
@@ -58,11 +60,11 @@ class DataSection(_Section):
     """Train on a fixed subset of this many images, balanced over the classes; all by default."""
     validation_share: float = Field(0.0, ge=0, lt=1)
     """Share of the training images that is held out for choices; the test images are for the end."""
-    crop_padding: int = Field(0, ge=0)
+    crop_padding: int = Field(0, ge=0, le=_MOST_PIXELS)
     """Pixels of zeros around an image before a random crop of its size; 0 for no crops."""
     flip: bool = False
     """Whether images are mirrored at random."""
-    cutout: int = Field(0, ge=0)
+    cutout: int = Field(0, ge=0, le=_MOST_PIXELS)
     """Side of a square that is blanked at random, in pixels; 0 for none."""
 
 
@@ -160,9 +162,9 @@ class TrainingSection(_Section):
 
     epochs: int = Field(100, ge=1, le=1_000_000)
     """Passes over the training images."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, le=_MOST_IMAGES)
     """Images per optimizer step."""
-    accumulate: int = Field(1, ge=1)
+    accumulate: int = Field(1, ge=1, le=_MOST_IMAGES)
     """Parts that a batch is cut into, to fit into memory; their gradients add up to the batch's."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What autocast computes in; weights stay in float32."""
@@ -355,8 +357,8 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
         name, equals, text = setting.partition("=")
         if not (name.strip() and equals):
             raise UserError(f"--set {setting!r}: write section.key=value, such as penalty.strength=0.01")
-        if "\n" in text:
-            raise UserError(f"--set {setting!r}: a value is one line")
+        if "\n" in setting:
+            raise UserError(f"--set {setting!r}: a value is one line, and so is a key")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
@@ -384,6 +386,8 @@ def _set(values: dict[str, Any], name: str, value: Any, where: str = "") -> None
     known = {f"{s}.{k}" for s, field in Recipe.model_fields.items() for k in _keys(field.annotation)}
     if section == "methods" and dot:
         method, _, inner = key.partition(".")
+        if where or inner not in known:
+            raise ValueError(f"{where}{name}={value!r}: write methods.METHOD.section.key{_nearest(inner, known)}")
         methods = _table(values, "methods", where)
         methods[method] = {**_table(methods, method, f"{where}methods."), inner: value}
         values["methods"] = methods

@@ -69,7 +69,10 @@ def _built(recipe: Recipe, data_dir: Path | None) -> nn.Module:
     try:
         Regularizer(model, L1(0.0))
     except ValueError as error:
-        raise UserError(f"model {recipe.model.name!r}: {error}") from error
+        raise UserError(
+            f"model {recipe.model.name!r}: nothing in it can be penalized or pruned; choose one that trains at least "
+            "one weight of two or more dimensions outside normalization and embedding modules"
+        ) from error
     return model
 
 

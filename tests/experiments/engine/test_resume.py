@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import io
+import os
 import random
 import signal
 import subprocess
@@ -12,10 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from experiments.recipes import recipe
-from strongreg.experiments.data import load_data
+from strongreg.experiments.data import Split, load_data
 from strongreg.experiments.engine import RunStoppedError, train
+from strongreg.experiments.engine.checkpoint import save_checkpoint
 from strongreg.experiments.errors import UserError
 
 FILES = ("metrics.jsonl", "weights.safetensors", "history.safetensors")
@@ -75,8 +81,6 @@ def test_every_kind_of_run_goes_on_bit_for_bit(tmp_path, changes):
 
 
 def _upscaled(data):
-    import dataclasses
-
     def larger(split):
         return type(split)(split.images.repeat_interleave(2, 2).repeat_interleave(2, 3), split.labels)
 
@@ -108,6 +112,63 @@ def _stopped(directory: Path, data) -> Path:
     with pytest.raises(RunStoppedError):
         train(_recipe(), "coherent", 0, data, directory, should_stop=lambda: True)
     return directory
+
+
+def wide(image_shape, num_classes):
+    """A network of the width that the environment says."""
+    width = int(os.environ["WIDTH"])
+    num_inputs = image_shape[1] * image_shape[2]
+    return nn.Sequential(nn.Flatten(), nn.Linear(num_inputs, width), nn.ReLU(), nn.Linear(width, num_classes))
+
+
+def test_a_network_of_another_width_than_when_it_was_stopped_is_an_error_that_says_so(tmp_path, digits, monkeypatch):
+    arguments = (_recipe(model=f"{__name__}:wide"), "coherent", 0, digits, tmp_path)
+    monkeypatch.setenv("WIDTH", "8")
+    with pytest.raises(RunStoppedError):
+        train(*arguments, should_stop=lambda: True)
+    monkeypatch.setenv("WIDTH", "9")
+    with pytest.raises(
+        UserError, match=r"checkpoint\.pt does not fit .*size mismatch for 1\.weight.*delete the"
+    ) as caught:
+        train(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path, digits):
+    directory = _stopped(tmp_path / "a", digits)
+    images, labels = digits.train.images, digits.train.labels
+    for other in (Split(images, labels.flip(0)), Split(255 - images, labels), Split(images[:100], labels[:100])):
+        with pytest.raises(UserError, match="of another recipe, method, seed or images"):
+            train(_recipe(), "coherent", 0, dataclasses.replace(digits, train=other), directory)
+
+
+_DAMAGES = {
+    "no lines": lambda state: state.pop("lines"),
+    "epoch of text": lambda state: state.update(epoch="x"),
+    "epoch beyond": lambda state: state.update(epoch=99),
+    "batch below": lambda state: state.update(batch=-1),
+    "no time": lambda state: state.update(seconds=None),
+    "lines of numbers": lambda state: state.update(lines=[1]),
+    "no pruner": lambda state: state.update(pruner=None),
+    "optimizers of text": lambda state: state.update(optimizers="x"),
+    "pruner misshaped": lambda state: state["pruner"].update({"1.weight": torch.zeros(2, dtype=torch.bool)}),
+    "momentum misshaped": lambda state: state["optimizers"][0]["state"][0].update(momentum_buffer=torch.zeros(3)),
+    "no weight": lambda state: state["model"].pop("1.weight"),
+}
+
+
+@pytest.mark.parametrize("damage", _DAMAGES)
+def test_a_checkpoint_with_entries_that_do_not_fit_is_named(tmp_path, digits, damage):
+    arguments = (_recipe(pruning__every=1), "magnitude", 0, digits, tmp_path)
+    calls = iter([False, False, True])
+    with pytest.raises(RunStoppedError):
+        train(*arguments, should_stop=lambda: next(calls))
+    content = (tmp_path / "checkpoint.pt").read_bytes()[hashlib.sha256().digest_size :]
+    state = torch.load(io.BytesIO(content), weights_only=True)
+    _DAMAGES[damage](state)
+    save_checkpoint(tmp_path, state)
+    with pytest.raises(UserError, match=r"checkpoint\.pt does not fit the network .* delete the file"):
+        train(*arguments)
 
 
 def test_a_failed_write_of_a_checkpoint_leaves_the_one_before(tmp_path, digits, monkeypatch):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from strongreg.experiments.errors import UserError
 from strongreg.files import write_bytes
@@ -73,6 +76,43 @@ def load_checkpoint(directory: Path, fingerprint: str, world_size: int = 1) -> d
             "start as many with torchrun --nproc-per-node, or delete it to train that run from the start"
         )
     return state
+
+
+def check_progress(state: dict[str, Any], num_epochs: int, num_batches: int) -> None:
+    """Check how far a saved run has come, and what it has written.
+
+    Args:
+        state: what was saved.
+        num_epochs: epochs of the whole run.
+        num_batches: optimizer steps of an epoch.
+
+    Raises:
+        KeyError: an entry is missing.
+        ValueError: an entry is none that this run can have.
+    """
+    for name, most in (("epoch", num_epochs), ("batch", num_batches)):
+        if type(state[name]) is not int or not 0 <= state[name] <= most:
+            raise ValueError(f"{name}={state[name]!r} is no whole number from 0 to {most}")
+    if type(state["seconds"]) is not float or not 0 <= state["seconds"] < math.inf:
+        raise ValueError(f"seconds={state['seconds']!r} is no time")
+    lines = state["lines"]
+    if not isinstance(lines, list) or len(lines) != state["epoch"] or not all(isinstance(x, str) for x in lines):
+        raise ValueError(f"lines={lines!r} are not one text for each of {state['epoch']} epochs")
+
+
+def check_shapes(param: Tensor, entries: Mapping[str, Any]) -> None:
+    """Check that what was saved for a parameter is of its shape.
+
+    Args:
+        param: the parameter.
+        entries: by name; what is no tensor, or one number, may stand for any parameter.
+
+    Raises:
+        ValueError: a tensor is of another shape.
+    """
+    for name, entry in entries.items():
+        if isinstance(entry, Tensor) and entry.dim() and entry.shape != param.shape:
+            raise ValueError(f"{name} has shape {tuple(entry.shape)}, the parameter {tuple(param.shape)}")
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

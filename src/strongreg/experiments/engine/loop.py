@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -22,6 +23,8 @@ from strongreg.experiments.engine.batches import Batches
 from strongreg.experiments.engine.board import check_board, open_board
 from strongreg.experiments.engine.checkpoint import (
     FILE_NAME,
+    check_progress,
+    check_shapes,
     load_checkpoint,
     random_state,
     save_checkpoint,
@@ -53,6 +56,7 @@ from strongreg.experiments.models import build_model
 from strongreg.experiments.recipe import WITHOUT_EFFECT, Method, Recipe, show_recipe
 from strongreg.files import write_bytes
 
+_LONGEST_REASON = 300
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -320,21 +324,26 @@ class _Trainer:
             return
         try:
             self._restore(state)
-        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-            file = self.directory / FILE_NAME
-            reason = str(error).split("\n", maxsplit=1)[0]
+        except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+            reason = textwrap.shorten(f"{type(error).__name__}: {error}", _LONGEST_REASON, placeholder=" ...")
             raise UserError(
-                f"{file} does not fit the network ({reason}): delete it to train that run from the start"
+                f"{self.directory / FILE_NAME} does not fit the network ({reason}): build the network as it was, or "
+                "delete the file to train that run from the start"
             ) from error
 
     def _restore(self, state: dict[str, Any]) -> None:
+        check_progress(state, self.recipe.training.epochs, len(self.batches))
         self.epoch, self.batch, self.num_dead = state["epoch"], state["batch"], state["num_dead"]
         self.seconds, self.lines = state["seconds"], state["lines"]
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+            for param, entries in optimizer.state.items():
+                check_shapes(param, entries)
         if self.pruner is not None:
             self.pruner.load_state_dict(state["pruner"])
+            for name, kept in state["pruner"].items():
+                check_shapes(self.pruner.params[name], {f"pruned {name}": kept})
         self.scaler.load_state_dict(state["scaler"])
         own = state["processes"][self.world.rank]
         self.loss_sum.copy_(own["loss_sum"])
