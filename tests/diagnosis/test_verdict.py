@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -132,6 +133,39 @@ def test_a_gate_that_stays_closed_is_told_though_it_learned():
 def test_a_gate_that_opened_between_the_recorded_steps_is_not_called_closed():
     record = _record(**{**HEALTHY, "opened": _constant(0.0)}, open_fraction=0.39)
     assert diagnose(record).verdict == "learned"
+
+
+def test_a_gate_that_was_open_at_the_few_recorded_steps_only_is_called_closed():
+    diagnosis = diagnose(_record(**HEALTHY, open_fraction=0.004, refit_start=100))
+    assert diagnosis.verdict == "penalty_never_acted"
+    assert any("open at 0.8% of the steps at which the penalty may act" in told for told in diagnosis.evidence)
+
+
+def test_too_few_records_are_told():
+    record = _record(**HEALTHY)
+    few = History(LAYERS, every=50)
+    for step in range(0, STEPS, 50):
+        few.append(torch.full((3, 5), 1.0), torch.tensor(step))
+    told = "recorded steps: 4 of 200, too few to see when"
+    assert any(told in sentence for sentence in diagnose(replace(record, history=few)).evidence)
+    assert "recorded steps" not in str(diagnose(record))
+
+
+@pytest.mark.parametrize(
+    ("weight", "expected"),
+    [
+        (lambda step: 28.7 if step < 10 else math.nan, "began with norm 28.7 and were not finite at step 10"),
+        (lambda step: 1.0 + step if step < 10 else math.inf, "grew from norm 1 to 10 and were not finite at step 10"),
+        (lambda step: 1.0 + step, "grew from norm 1 to 200"),
+        (_constant(28.7), "kept the norm 28.7"),
+        (_constant(math.nan), "were not finite at step 0"),
+    ],
+)
+def test_what_is_said_of_diverged_weights_is_true(weight, expected):
+    record = _record(**{**HEALTHY, "weight": weight, "accuracy": _constant(0.1)}, loss=_constant(math.nan))
+    diagnosis = diagnose(record)
+    assert diagnosis.verdict == "diverged"
+    assert f"the weights {expected}" in diagnosis.evidence
 
 
 def test_the_steps_of_a_refit_do_not_count_as_closed():

@@ -9,10 +9,12 @@ import re
 import pytest
 from rich.console import Console
 
+from experiments.recipes import recipe
 from strongreg.experiments.compare import Job
-from strongreg.experiments.console import ProgressBars, show_table
+from strongreg.experiments.console import ProgressBars, show_table, show_tolerances
 from strongreg.experiments.engine import EpochMetrics, RunResult
 from strongreg.experiments.table import HEADER, MethodSummary, cells
+from strongreg.experiments.tolerance import Tolerance
 
 JOB = Job("coherent", 12)
 TITLE = "plain_cnn on digits, sparse_group of strength 0.00512, 100 epochs"
@@ -131,3 +133,21 @@ def test_a_method_that_died_with_every_seed_is_red():
     show_table(Console(file=output, width=80, force_terminal=True, color_system="standard"), TITLE, ONE_SEED)
     (red,) = (line for line in output.getvalue().splitlines() if "\x1b[31m" in line)
     assert "always" in red
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_tolerance_levels_fit_into_80_columns_without_leaving_anything_out(terminal):
+    console, output = _console(terminal=terminal)
+    levels = [
+        Tolerance("always", 0.0, 1.357e-09, "hardly acted", math.nan, math.nan, math.nan),
+        Tolerance("delayed", 1.234e-05, 0.01357, "died", 0.981, 999.9, 1.0),
+        Tolerance("coherent", 12345.0, 1.357e09, "hardly acted", 1.0, 1051.2, 0.38),
+    ]
+    show_tolerances(console, recipe(), levels)
+    lines = [line.split() for line in output.getvalue().splitlines()]
+    assert max(map(len, output.getvalue().splitlines())) <= 80
+    assert "…" not in output.getvalue()
+    assert ["method", "endures", "fails", "at", "why", "accuracy", "smaller", "acted", "ratio"] in lines
+    assert ["always", "none", "1.357e-09", "hardly", "acted", "-", "-", "-", "-"] in lines
+    assert ["delayed", "1.234e-05", "0.01357", "died", "98.1%", "999.9", "100%", "9,094"] in lines
+    assert ["coherent", "1.234e+04", "1.357e+09", "hardly", "acted", "100.0%", "1,051", "38%", "9e+12"] in lines

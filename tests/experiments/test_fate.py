@@ -111,7 +111,14 @@ def test_a_missing_or_damaged_file_is_one_error_that_names_it(run, name, how):
         *({"accuracy": value} for value in ("high", None, math.nan, 1.5)),
         *({"chance": value} for value in (0, "x")),
         *({"num_nonzero": value} for value in (-5, 10**9)),
+        *({"validation_accuracy": value} for value in (math.nan, 7.0)),
+        *({"train_seconds": value} for value in (math.nan, -1.0)),
+        *({"strength": value} for value in (math.inf, -1.0)),
+        *({"compression": value} for value in (math.nan, -3.0)),
+        *({"num_nonzero_parameters": value} for value in (-1, 10**9)),
+        {"num_weights": 0, "num_nonzero": 0},
         {"epochs": 2},
+        {"refit_start": -4},
         {"refit_start": [1]},
         {"steps_per_epoch": 0},
         {"open_fraction": 2.0},
@@ -132,6 +139,23 @@ def test_epochs_that_lack_a_number_or_have_a_word_are_damaged(run, key):
         file.write_text("".join(json.dumps(line) + "\n" for line in (lines[0], broken, lines[2])))
         with pytest.raises(UserError, match=r"metrics\.jsonl is missing or damaged"):
             load_metrics(file, 3)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("accuracy", value) for value in (math.nan, 7.0, -0.1)),
+        *((key, math.nan) for key in ("lr", "train_loss", "coherence", "weight_norm")),
+        *((key, -1) for key in ("num_nonzero", "compression", "gradient_norm", "penalty_norm")),
+        ("open_fraction", 3.0),
+    ],
+)
+def test_epochs_with_a_number_that_cannot_be_are_damaged(run, key, value):
+    file = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(line) + "\n" for line in (*lines[:2], {**lines[2], key: value})))
+    with pytest.raises(UserError, match=r"metrics\.jsonl is missing or damaged"):
+        load_metrics(file, 3)
 
 
 def test_a_history_cut_off_anywhere_is_named(run):

@@ -63,3 +63,10 @@ def test_a_method_is_checked_against_its_own_network_only():
     with pytest.raises(UserError, match="slimming needs batch normalization"):
         check_runnable(build_recipe(changes), ["dense", "slimming"], None)
     check_runnable(build_recipe({**changes, "methods.slimming.model.name": "resnet20"}), ["dense", "slimming"], None)
+
+
+def test_a_target_that_slimming_cannot_reach_is_known_before_the_first_run():
+    built = build_recipe({"model.name": "resnet20", "data.num_train": 50, "pruning.compression": 1e6})
+    check_runnable(built, ["dense"], None)
+    with pytest.raises(UserError, match=r"pruning\.compression=1e\+06: slimming"):
+        check_runnable(built, ["dense", "slimming"], None)

@@ -49,6 +49,11 @@ class RunRecord:
     lr: float = math.nan
     open_fraction: float = math.nan
 
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps done."""
+        return len(self.accuracy) * self.steps_per_epoch
+
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -113,6 +118,11 @@ def diagnose(record: RunRecord) -> Diagnosis:
     signs = _Signs(record)
     final, best = float(record.accuracy[-1]), float(record.accuracy.max())
     told: tuple[str, ...] = (f"accuracy {final:.1%} at the end, {best:.1%} at best, {record.chance:.1%} by chance",)
+    if len(record.history) < len(record.accuracy):
+        told += (
+            f"recorded steps: {len(record.history)} of {record.num_steps}, too few to see when and where something "
+            "happened: lower training.history_every",
+        )
     if signs.has_diverged:
         return _diverged(record, signs, told)
     if not is_above_chance(final, record.chance):
@@ -123,8 +133,7 @@ def diagnose(record: RunRecord) -> Diagnosis:
         return _stalled(record, signs, told)
     if best - final > _DROP:
         return _damaged(record, signs, told)
-    acted_unseen = record.open_fraction >= _RARELY  # at steps between the recorded ones
-    if record.strength > 0 and signs.open_share < _RARELY and not acted_unseen:
+    if record.strength > 0 and signs.open_share < _RARELY:
         return _never_acted(record, signs, told)
     told += (signs.sizes(),)
     return Diagnosis("learned", None, None, told, ())
@@ -156,12 +165,19 @@ class _Signs:
         self.opened = history["open"].astype(np.float64)
         self.layers = history.layers
         self.weight_by_layer = history.per_layer("weight_norm").astype(np.float64)
-        active = self.opened[self.before_refit]
-        self.open_share = float(active.mean()) if len(active) else 0.0
+        self.open_share = self._open_share(record)
         self.has_diverged, self.diverged_at = self._divergence(record)
         self.took_over = self._take_over()
         typical = float(np.nanmax(_smooth(self.gradient))) if np.isfinite(self.gradient).any() else 0.0
         self.gradient_is_gone = bool(_smooth(self.gradient)[-1] <= _FAINT * typical)
+
+    def _open_share(self, record: RunRecord) -> float:
+        """Of the steps before the refit: as the run counted them, or else of those that were recorded."""
+        num_possible = min(record.refit_start, record.num_steps)
+        if math.isfinite(record.open_fraction) and num_possible > 0:
+            return min(record.open_fraction * record.num_steps / num_possible, 1.0)
+        recorded = self.opened[self.before_refit]
+        return float(recorded.mean()) if len(recorded) else 0.0
 
     def _divergence(self, record: RunRecord) -> tuple[bool, int | None]:
         bad = ~np.isfinite(self.gradient) | ~np.isfinite(self.weight)
@@ -201,12 +217,28 @@ class _Signs:
     def at(self, step: int) -> int:
         return int(np.searchsorted(self.steps, step))
 
+    def growth(self) -> str:
+        """How the weights' norm went where the steps were too large."""
+        finite = np.isfinite(self.weight)
+        step = self.steps[finite.argmin()]
+        if not finite.any():
+            return f"the weights were not finite at step {step}"
+        first, largest = (f"{norm:.3g}" for norm in (self.weight[finite][0], self.weight[finite].max()))
+        if finite.all():
+            return f"the weights kept the norm {first}" if first == largest else _grew(first, largest)
+        began = f"the weights began with norm {first}" if first == largest else _grew(first, largest)
+        return f"{began} and were not finite at step {step}"
+
     def sizes(self, step: int | None = None) -> str:
         i = len(self.steps) - 1 if step is None else self.at(step)
         return (
             f"at step {self.steps[i]} the loss gradient has norm {_smooth(self.gradient)[i]:.2g}, the penalty's "
             f"{_smooth(self.penalty)[i]:.2g}, the weights {self.weight[i]:.3g}"
         )
+
+
+def _grew(first: str, largest: str) -> str:
+    return f"the weights grew from norm {first} to {largest}"
 
 
 def _smooth(values: _Array) -> _Array:
@@ -217,7 +249,7 @@ def _smooth(values: _Array) -> _Array:
 
 
 def _diverged(record: RunRecord, signs: _Signs, told: tuple[str, ...]) -> Diagnosis:
-    evidence = (*told, f"the weights grew from norm {signs.weight[0]:.3g} to {np.nanmax(signs.weight):.3g}")
+    evidence = (*told, signs.growth())
     if not np.isfinite(record.train_loss).all():
         evidence += (f"the loss was not finite from epoch {int((~np.isfinite(record.train_loss)).argmax()) + 1} on",)
     advice = (f"lower the learning rate (it was {record.lr:g}), warm it up, or clip the gradient",)

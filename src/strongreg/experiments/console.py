@@ -119,9 +119,10 @@ def show_table(console: Console, title: str, summaries: list[MethodSummary]) -> 
     console.print(table)
 
 
-def _table(title: str, header: Sequence[str]) -> Table:
+def _table(title: str, header: Sequence[str], *, margin: bool = True) -> Table:
     """An empty table, the first column for words and the others for numbers."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
+    shape = {"padding": (0, 1), "collapse_padding": True, "show_edge": margin, "pad_edge": margin}
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, **shape)  # type: ignore[arg-type]
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     return table
@@ -153,6 +154,13 @@ class ProbeLines:
         )
 
 
+def _short(times: float) -> str:
+    """At most 7 characters."""
+    if times < 1000:
+        return f"{times:.1f}"
+    return f"{times:,.0f}" if times < 1e5 else f"{times:.0e}"
+
+
 def show_tolerances(console: Console, recipe: Recipe, levels: list[Tolerance]) -> None:
     """Print one row per method.
 
@@ -162,12 +170,13 @@ def show_tolerances(console: Console, recipe: Recipe, levels: list[Tolerance]) -
         levels: the tolerance levels.
     """
     title = f"{recipe.model.name} on {recipe.data.name}, {recipe.penalty.name}, {recipe.training.epochs} epochs"
-    table = _table(title, ("method", "endures", "fails at", "why", "accuracy", "smaller", "acted", "ratio"))
+    header = ("method", "endures", "fails at", "why", "accuracy", "smaller", "acted", "ratio")
+    table = _table(title, header, margin=False)  # all of it fits into 80 columns
     always = next((level.failed for level in levels if level.method == "always"), math.nan)
     for level in levels:
         ratio = level.endured / always
-        times = f"{ratio:.1f}" if level.method != "always" and math.isfinite(ratio) else "-"
-        at_level = (f"{level.accuracy:.1%}", f"{level.compression:.1f}", f"{level.open_fraction:.0%}")
+        times = _short(ratio) if level.method != "always" and math.isfinite(ratio) else "-"
+        at_level = (f"{level.accuracy:.1%}", _short(level.compression), f"{level.open_fraction:.0%}")
         table.add_row(
             level.method,
             f"{level.endured:.4g}" if level.endured else "none",
@@ -178,6 +187,7 @@ def show_tolerances(console: Console, recipe: Recipe, levels: list[Tolerance]) -
         )
     console.print(table)
     console.print(
+        "\n"
         "Accuracy, times smaller and share of steps at which the penalty acted: at the strength endured.\n"
         "Ratio: strength endured / strength at which always-on failed.",
         highlight=False,

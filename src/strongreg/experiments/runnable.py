@@ -57,7 +57,7 @@ def check_runnable(recipe: Recipe, methods: Iterable[Method], data_dir: Path | N
         text = show_recipe(own)
         if text not in models:
             models[text] = _built(own, data_dir)
-        check_method(method, models[text])
+        check_method(method, models[text], own.pruning.compression)
 
 
 def _built(recipe: Recipe, data_dir: Path | None) -> nn.Module:

@@ -143,3 +143,15 @@ def test_only_slimming_needs_normalization(method):
         for model in (nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))):
             with pytest.raises(UserError, match=r"slimming needs batch normalization .*--set model\.norm=batch"):
                 check_method(method, model)
+
+
+def test_slimming_is_refused_before_the_training_where_it_cannot_reach_its_target():
+    model = _normalized()  # 1224 weights, of which 7 filters of 9 can go
+    check_method("slimming", model, 1.05)
+    with pytest.raises(UserError, match=r"compression=1\.06: slimming.* reaches 1\.05 at most .* to 1\.05 or less"):
+        check_method("slimming", model, 1.06)
+
+
+def test_slimming_without_a_layer_for_it_is_the_same_error_when_it_is_trained():
+    with pytest.raises(UserError, match=r"slimming needs batch normalization"):
+        _build("slimming")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.optim import Optimizer
 
-from strongreg.experiments.engine.pruning import scale_names
+from strongreg.experiments.engine.pruning import SlimmingPruner, scale_names
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.recipe import Method, Recipe, build_penalty
 from strongreg.gates import AlwaysOpen, CoherenceGate, Delay, Gate
@@ -37,6 +37,9 @@ def build_regularizers(
     Returns:
         One regularizer for each optimizer that holds weights to penalize, the one of the most weights first; then that
         of slimming.
+
+    Raises:
+        UserError: slimming, and there is no batch normalization whose channels are those of a convolution.
     """
     history_every = recipe.training.history_every
     names = {id(p): name for name, p in model.named_parameters()}
@@ -69,21 +72,31 @@ def build_regularizers(
     return regularizers
 
 
-def check_method(method: Method, model: nn.Module) -> None:
+def check_method(method: Method, model: nn.Module, compression: float = 1.0) -> None:
     """Check that a network can be trained by a method.
 
     Args:
         method: its name.
         model: the network.
+        compression: how many times fewer weights a method that prunes is to leave, >= 1.
 
     Raises:
-        UserError: slimming, and there is no batch normalization whose channels are those of a convolution.
+        UserError: slimming, and there is no batch normalization whose channels are those of a convolution, or so few
+            weights cannot be reached.
     """
-    if method == "slimming" and not scale_names(model):
+    if method == "slimming":
+        _slimmed_names(model)
+        SlimmingPruner(model, {t.name: t.param for t in select_targets(model, L1(0.0))}, compression=compression, at=1)
+
+
+def _slimmed_names(model: nn.Module) -> list[str]:
+    names = scale_names(model)
+    if not names:
         raise UserError(
             "slimming needs batch normalization next to convolutions, in a network that torch.fx can trace: choose "
             "another --model, or for vgg11 to vgg19 --set model.norm=batch"
         )
+    return names
 
 
 def _gate(recipe: Recipe, method: Method, num_steps: int) -> Gate:
@@ -113,7 +126,7 @@ def _schedule(recipe: Recipe, method: Method, num_steps: int) -> Schedule:
 
 def _slimming(model: nn.Module, recipe: Recipe, optimizers: list[Optimizer], num_steps: int) -> Regularizer:
     """Plain L1 on the scales until the channels are removed; the strength of its paper is 1e-4."""
-    names = scale_names(model)
+    names = _slimmed_names(model)
     scales = {id(p): name for name, p in model.named_parameters() if name in names}
     for optimizer in optimizers:
         held = [scales[id(p)] for group in optimizer.param_groups for p in group["params"] if id(p) in scales]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections import Counter
 from typing import Any
 
@@ -146,8 +147,11 @@ class SlimmingPruner(Pruner):
         num_channels = sum(layer.scale.numel() for layer in self._layers)
         reachable = self._num_weights / max(self._num_kept(self._masks(torch.arange(num_channels))), 1)
         if reachable < compression:
-            asked = f"pruning.compression={compression:g}"
-            raise UserError(f"{asked}: slimming, by whole channels, reaches {reachable:.1f} at most here: choose less")
+            at_most = f"{math.floor(100 * reachable) / 100:g}"
+            raise UserError(
+                f"pruning.compression={compression:g}: slimming, by whole channels, reaches {at_most} at most here: "
+                f"set pruning.compression to {at_most} or less"
+            )
 
     def _update(self, step: int) -> None:
         if step != self._at:
@@ -209,22 +213,33 @@ def _normalized_convolutions(model: nn.Module) -> list[_Layer]:
         return []
     modules = dict(model.named_modules())
     num_calls = Counter(node.target for node in nodes if node.op == "call_module")
+    own = _own_params(model, nodes)
     once: dict[Any, nn.Module] = {
         node: modules[str(node.target)] for node in nodes if node.op == "call_module" and num_calls[node.target] == 1
     }
     layers: list[_Layer] = []
     for node, norm in once.items():
-        if not isinstance(norm, _NormBase) or norm.weight is None:
+        if not isinstance(norm, _NormBase) or not {f"{node.target}.weight", f"{node.target}.bias"} <= own:
             continue
-        before, after = node.args[0], _only_reader(node, modules)
+        before, after = node.all_input_nodes[0], _only_reader(node, modules)
         for other, dim in ((before, 0), (after, 1)):
             conv = once.get(other)
-            if not isinstance(conv, _Convolution) or conv.groups != 1 or conv.weight.shape[dim] != norm.num_features:
+            if other is None or not isinstance(conv, _Convolution) or f"{other.target}.weight" not in own:
                 continue
-            if other is not None and (dim == 1 or len(other.users) == 1):
+            fits = conv.groups == 1 and conv.weight.shape[dim] == norm.num_features
+            if fits and (dim == 1 or len(other.users) == 1):
                 layers.append(_Layer(str(node.target), norm, str(other.target), conv, dim))
                 break
     return layers
+
+
+def _own_params(model: nn.Module, nodes: list[fx.Node]) -> set[str]:
+    """The names of the trainable parameters of one module each, which no forward method reads past that module."""
+    named = [(name, p) for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
+    num_names = Counter(id(p) for _, p in named)
+    read = {str(node.target) for node in nodes if node.op == "get_attr"}
+    read_ids = {id(p) for name, p in named if name in read}
+    return {name for name, p in named if num_names[id(p)] == 1 and id(p) not in read_ids}
 
 
 def _only_reader(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import fields
 from pathlib import Path
 
@@ -84,9 +85,30 @@ def load_result(file: Path) -> RunResult:
 
 
 def _is_possible(result: RunResult) -> bool:
-    shares = (result.accuracy, result.open_fraction, result.chance)
-    within = 0 <= result.num_nonzero <= result.num_weights and result.epochs >= 1 and result.steps_per_epoch >= 1
-    return within and result.chance > 0 and all(0 <= share <= 1 for share in shares)
+    counts = (
+        0 <= result.num_nonzero <= result.num_weights
+        and 0 <= result.num_nonzero_parameters <= result.num_parameters
+        and min(result.num_weights, result.epochs, result.steps_per_epoch) >= 1
+        and (result.refit_start is None or result.refit_start >= 0)
+    )
+    shares = (result.accuracy, result.validation_accuracy, result.open_fraction, result.chance)
+    sizes = (result.strength, result.train_seconds)
+    return counts and result.chance > 0 and _are_shares(*shares) and _are_sizes(*sizes, result.compression)
+
+
+def _is_possible_epoch(epoch: EpochMetrics) -> bool:
+    sizes = (epoch.lr, epoch.compression, epoch.gradient_norm, epoch.penalty_norm, epoch.weight_norm)
+    numbers = (epoch.train_loss, epoch.coherence)
+    finite = all(number is None or math.isfinite(number) for number in numbers)
+    return epoch.num_nonzero >= 0 and finite and _are_shares(epoch.accuracy, epoch.open_fraction) and _are_sizes(*sizes)
+
+
+def _are_shares(*numbers: float | None) -> bool:
+    return all(number is None or 0 <= number <= 1 for number in numbers)
+
+
+def _are_sizes(*numbers: float | None) -> bool:
+    return all(number is None or 0 <= number < math.inf for number in numbers)
 
 
 def load_metrics(file: Path, num_epochs: int) -> list[EpochMetrics]:
@@ -108,6 +130,6 @@ def load_metrics(file: Path, num_epochs: int) -> list[EpochMetrics]:
         metrics = [one.validate_python(line) for line in lines if set(line) == known]
     except (OSError, ValueError, TypeError):
         metrics = []
-    if [m.epoch for m in metrics] != list(range(1, num_epochs + 1)):
+    if [m.epoch for m in metrics] != list(range(1, num_epochs + 1)) or not all(map(_is_possible_epoch, metrics)):
         raise UserError(f"{file} is missing or damaged: delete its folder to train again")
     return metrics
