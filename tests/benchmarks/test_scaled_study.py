@@ -22,11 +22,12 @@ def study():
     return SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 
 
+@pytest.mark.parametrize("data", ["fashion_mnist", "cifar10"])
 @pytest.mark.parametrize("penalty", ["l1", "mcp", "l2"])
-def test_every_method_has_the_same_number_of_settings(study, penalty):
-    counts = {method: len(study.settings_of(method, penalty)) for method in ("dense", "always", "delayed", "coherent")}
-    assert set(counts.values()) == {4}
-    magnitude = study.settings_of("magnitude", penalty)
+def test_every_method_has_the_same_number_of_settings(study, penalty, data):
+    methods = ("dense", "always", "delayed", "coherent")
+    assert {len(study.settings_of(method, penalty, data)) for method in methods} == {4}
+    magnitude = study.settings_of("magnitude", penalty, data)
     assert {sum(s["pruning.compression"] == target for s in magnitude) for target in study.TARGETS} == {4}
 
 

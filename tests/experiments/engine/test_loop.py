@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from unittest.mock import Mock
 
 import pytest
@@ -18,7 +18,6 @@ from strongreg import L1, AlwaysOpen, CoherenceGate, Constant, CosineRamp, Delay
 from strongreg.experiments.data import ImageData, Split
 from strongreg.experiments.engine import EpochMetrics, RunResult, build_regularizers, evaluate, loop, train
 from strongreg.experiments.engine.optimizers import build_optimizers
-from strongreg.experiments.errors import UserError
 from strongreg.experiments.files import read_json
 from strongreg.experiments.models import build_model
 from strongreg.experiments.recipe import COMPARED, Recipe
@@ -397,36 +396,3 @@ def test_a_network_that_comes_in_evaluation_mode_is_trained_in_training_mode(tmp
     _train(tmp_path, data, "dense", model=f"{__name__}:own")
     assert True in BUILT[-1].modes
     assert False in BUILT[-1].modes
-
-
-# ---------------------------------------------------------------------- what changed between a stop and a resume
-
-
-def wide(image_shape, num_classes):
-    """A network whose width the test changes."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(image_shape), WIDTH[0]), nn.Linear(WIDTH[0], num_classes))
-
-
-WIDTH = [8]
-
-
-def _stopped(tmp_path, data) -> Recipe:
-    config = _recipe(model=f"{__name__}:wide")
-    calls = iter([False] * (NUM_BATCHES + 1) + [True])
-    with pytest.raises(loop.RunStoppedError):
-        train(config, "coherent", 0, data, tmp_path, should_stop=lambda: next(calls))
-    return config
-
-
-def test_a_run_does_not_go_on_with_other_images(tmp_path, data):
-    config = _stopped(tmp_path, data)
-    other = replace(data, train=Split(data.train.images, data.train.labels.flip(0)))
-    with pytest.raises(UserError, match=r"checkpoint\.pt is of another recipe, method, seed or images"):
-        train(config, "coherent", 0, other, tmp_path)
-
-
-def test_a_run_does_not_go_on_with_another_network(tmp_path, data, monkeypatch):
-    config = _stopped(tmp_path, data)
-    monkeypatch.setattr(f"{__name__}.WIDTH", [9])
-    with pytest.raises(UserError, match=r"checkpoint\.pt does not fit the network .*: delete it to train that run"):
-        train(config, "coherent", 0, data, tmp_path)
