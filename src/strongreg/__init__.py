@@ -2,9 +2,14 @@
 
 from strongreg.compression import PackedContents as PackedContents
 from strongreg.compression import PackedFileError as PackedFileError
+from strongreg.compression import ShrinkError as ShrinkError
+from strongreg.compression import ShrinkReport as ShrinkReport
 from strongreg.compression import inspect_packed as inspect_packed
 from strongreg.compression import load_packed as load_packed
+from strongreg.compression import load_shrunk as load_shrunk
 from strongreg.compression import save_packed as save_packed
+from strongreg.compression import shrink as shrink
+from strongreg.compression import shrink_and_report as shrink_and_report
 from strongreg.gates import AlwaysOpen as AlwaysOpen
 from strongreg.gates import CoherenceGate as CoherenceGate
 from strongreg.gates import Delay as Delay
@@ -49,11 +54,16 @@ __all__ = [
     "Refit",
     "Regularizer",
     "Schedule",
+    "ShrinkError",
+    "ShrinkReport",
     "SparseGroup",
     "Summary",
     "SummaryRow",
     "effective_step_size",
     "inspect_packed",
     "load_packed",
+    "load_shrunk",
     "save_packed",
+    "shrink",
+    "shrink_and_report",
 ]

@@ -6,6 +6,28 @@ from strongreg.compression.errors import PackedFileError as PackedFileError
 from strongreg.compression.packed import inspect_packed as inspect_packed
 from strongreg.compression.packed import load_packed as load_packed
 from strongreg.compression.packed import save_packed as save_packed
+from strongreg.compression.shrinking import LeftZeros as LeftZeros
+from strongreg.compression.shrinking import ShrinkError as ShrinkError
+from strongreg.compression.shrinking import ShrinkReport as ShrinkReport
+from strongreg.compression.shrinking import ShrunkTensor as ShrunkTensor
+from strongreg.compression.shrinking import load_shrunk as load_shrunk
+from strongreg.compression.shrinking import shrink as shrink
+from strongreg.compression.shrinking import shrink_and_report as shrink_and_report
 from strongreg.compression.values import Values as Values
 
-__all__ = ["Entry", "PackedContents", "PackedFileError", "Values", "inspect_packed", "load_packed", "save_packed"]
+__all__ = [
+    "Entry",
+    "LeftZeros",
+    "PackedContents",
+    "PackedFileError",
+    "ShrinkError",
+    "ShrinkReport",
+    "ShrunkTensor",
+    "Values",
+    "inspect_packed",
+    "load_packed",
+    "load_shrunk",
+    "save_packed",
+    "shrink",
+    "shrink_and_report",
+]

@@ -88,7 +88,8 @@ class _Attention(nn.Module):
         self.out = nn.Linear(_DIM, _DIM)
 
     def forward(self, x: Tensor) -> Tensor:
-        heads = self.query_key_value(x).unflatten(2, (3, _NUM_HEADS, -1))  # (image, token, 3, head, dimension)
+        # (image, token, 3, head, dimension); as many heads as there are, so that some can be removed
+        heads = self.query_key_value(x).unflatten(2, (3, -1, _DIM // _NUM_HEADS))
         query, key, value = heads.permute(2, 0, 3, 1, 4).unbind()
         attended = functional.scaled_dot_product_attention(query, key, value)
         outputs: Tensor = self.out(attended.transpose(1, 2).flatten(2))
