@@ -135,7 +135,7 @@ def test_train_gives_the_numbers_of_the_same_method_and_seed_in_compare(capsys, 
     (alone_run,) = json.loads(output)["runs"]
     together = json.loads((out / "runs/coherent-seed0/result.json").read_text())
     assert {**alone_run, "train_seconds": 0} == {**together, "train_seconds": 0}
-    for name in ("metrics.jsonl", "weights.safetensors"):
+    for name in ("metrics.jsonl", "weights.safetensors", "model.packed"):
         file = f"runs/coherent-seed0/{name}"
         assert (alone / file).read_bytes() == (out / file).read_bytes()
     assert "[1/1] coherent, seed 0: accuracy" in messages
@@ -187,7 +187,7 @@ def test_a_recipe_file_is_what_is_trained_and_options_and_set_win_over_it(capsys
 
 def test_the_recipe_that_a_run_leaves_behind_trains_it_again(capsys, out):
     run(capsys, "train", "--recipe", out / "recipe.toml", "--method", "coherent", "--out", "again")
-    for name in ("weights.safetensors", "metrics.jsonl"):
+    for name in ("weights.safetensors", "model.packed", "metrics.jsonl"):
         file = f"runs/coherent-seed0/{name}"
         assert (Path("again") / file).read_bytes() == (out / file).read_bytes()
 
@@ -329,7 +329,7 @@ def test_a_damaged_result_is_one_line_that_names_the_file(capsys, out, content):
     assert "delete its folder to train again" in text
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "history.safetensors", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "model.packed", "history.safetensors", "metrics.jsonl"])
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("command", [["compare", *SMALL, "--out"], ["train", "--resume"]], ids=["compare", "resume"])
 def test_a_damaged_file_of_a_finished_run_is_one_line_that_names_it(capsys, no_training, out, command, name, how):
