@@ -116,6 +116,11 @@ def test_a_finished_comparison_shows_its_table_and_writes_its_report(capsys, out
     assert f"wrote {out / 'results.json'} and {out / 'report.html'}\n" in messages
     assert (out / "report.html").read_text(encoding="utf-8").count("<svg") == 3
     assert len(json.loads((out / "results.json").read_text())["runs"]) == 4
+    packed = (out / "runs" / "dense-seed0" / "model.packed").stat().st_size
+    assert f"\ndense: {packed:,} of 202,440 bytes, {202440 / packed:.1f} times fewer\n" in output
+    assert [line.split()[0] for line in output.splitlines() if line.endswith(" times fewer")] == [
+        f"{method}:" for method in COMPARED
+    ]
 
 
 def test_the_path_of_the_found_runs_is_not_broken_over_lines(capsys, out):
@@ -146,6 +151,7 @@ def test_train_shows_the_run_that_was_asked_for_and_keeps_the_others(capsys, out
     output, messages = run(capsys, "train", "--method", "delayed", *SMALL, "--out", out)
     rows = [line.split()[0] for line in output.splitlines() if line.split()[:1] and line.split()[0] in COMPARED]
     assert rows == ["delayed"]
+    assert [line.split()[0] for line in output.splitlines() if line.endswith(" times fewer")] == ["delayed:"]
     assert "4 finished runs found" in messages
     output, _ = run(capsys, "train", "--method", "delayed", *SMALL, "--out", out, "--json")
     assert [entry["method"] for entry in json.loads(output)["runs"]] == ["delayed"]
