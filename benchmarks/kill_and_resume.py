@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-FILES = ("metrics.jsonl", "history.safetensors", "weights.safetensors")
+FILES = ("metrics.jsonl", "history.safetensors", "weights.safetensors", "model.packed")
 OPTIONS = ("--model", "lenet300", "--epochs", "150", "--set", "training.checkpoint_every=3", "--out", "out")
 COMMAND = [sys.executable, "-m", "strongreg", "train", *OPTIONS]
 

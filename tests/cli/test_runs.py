@@ -116,6 +116,11 @@ def test_a_finished_comparison_shows_its_table_and_writes_its_report(capsys, out
     assert f"wrote {out / 'results.json'} and {out / 'report.html'}\n" in messages
     assert (out / "report.html").read_text(encoding="utf-8").count("<svg") == 3
     assert len(json.loads((out / "results.json").read_text())["runs"]) == 4
+    packed = (out / "runs" / "dense-seed0" / "model.packed").stat().st_size
+    assert f"\ndense: {packed:,} of 202,440 bytes, {202440 / packed:.1f} times fewer\n" in output
+    assert [line.split()[0] for line in output.splitlines() if line.endswith(" times fewer")] == [
+        f"{method}:" for method in COMPARED
+    ]
 
 
 def test_the_path_of_the_found_runs_is_not_broken_over_lines(capsys, out):
@@ -135,7 +140,7 @@ def test_train_gives_the_numbers_of_the_same_method_and_seed_in_compare(capsys, 
     (alone_run,) = json.loads(output)["runs"]
     together = json.loads((out / "runs/coherent-seed0/result.json").read_text())
     assert {**alone_run, "train_seconds": 0} == {**together, "train_seconds": 0}
-    for name in ("metrics.jsonl", "weights.safetensors"):
+    for name in ("metrics.jsonl", "weights.safetensors", "model.packed"):
         file = f"runs/coherent-seed0/{name}"
         assert (alone / file).read_bytes() == (out / file).read_bytes()
     assert "[1/1] coherent, seed 0: accuracy" in messages
@@ -146,6 +151,7 @@ def test_train_shows_the_run_that_was_asked_for_and_keeps_the_others(capsys, out
     output, messages = run(capsys, "train", "--method", "delayed", *SMALL, "--out", out)
     rows = [line.split()[0] for line in output.splitlines() if line.split()[:1] and line.split()[0] in COMPARED]
     assert rows == ["delayed"]
+    assert [line.split()[0] for line in output.splitlines() if line.endswith(" times fewer")] == ["delayed:"]
     assert "4 finished runs found" in messages
     output, _ = run(capsys, "train", "--method", "delayed", *SMALL, "--out", out, "--json")
     assert [entry["method"] for entry in json.loads(output)["runs"]] == ["delayed"]
@@ -187,7 +193,7 @@ def test_a_recipe_file_is_what_is_trained_and_options_and_set_win_over_it(capsys
 
 def test_the_recipe_that_a_run_leaves_behind_trains_it_again(capsys, out):
     run(capsys, "train", "--recipe", out / "recipe.toml", "--method", "coherent", "--out", "again")
-    for name in ("weights.safetensors", "metrics.jsonl"):
+    for name in ("weights.safetensors", "model.packed", "metrics.jsonl"):
         file = f"runs/coherent-seed0/{name}"
         assert (Path("again") / file).read_bytes() == (out / file).read_bytes()
 
@@ -329,7 +335,7 @@ def test_a_damaged_result_is_one_line_that_names_the_file(capsys, out, content):
     assert "delete its folder to train again" in text
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "history.safetensors", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "model.packed", "history.safetensors", "metrics.jsonl"])
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("command", [["compare", *SMALL, "--out"], ["train", "--resume"]], ids=["compare", "resume"])
 def test_a_damaged_file_of_a_finished_run_is_one_line_that_names_it(capsys, no_training, out, command, name, how):

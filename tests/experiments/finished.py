@@ -11,7 +11,14 @@ from strongreg.experiments.data import load_data
 from strongreg.experiments.engine import train
 from strongreg.experiments.recipe import Method, Recipe
 
-RUN_FILES = ["history.safetensors", "metrics.jsonl", "recipe.toml", "result.json", "weights.safetensors"]
+RUN_FILES = [
+    "history.safetensors",
+    "metrics.jsonl",
+    "model.packed",
+    "recipe.toml",
+    "result.json",
+    "weights.safetensors",
+]
 
 
 def train_runs(directory: Path, recipe: Recipe, methods: Sequence[Method], seeds: Sequence[int] = (0,)) -> Path:

@@ -15,7 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from experiments.finished import RUN_FILES
 from experiments.recipes import recipe
+from strongreg.compression import save_packed
 from strongreg.experiments import pool
 from strongreg.experiments.compare import Comparison, Job
 from strongreg.experiments.data import load_data
@@ -25,7 +27,6 @@ from strongreg.experiments.files import read_json
 from strongreg.experiments.recipe import COMPARED, Recipe, build_recipe, read_recipe
 
 RECIPE = recipe(model="lenet300", epochs=2, gate_threshold=0.75)
-RUN_FILES = ["history.safetensors", "metrics.jsonl", "recipe.toml", "result.json", "weights.safetensors"]
 
 
 def _changed(**changes) -> Recipe:
@@ -61,7 +62,7 @@ def _numbers(result) -> dict:
 
 def _assert_same_runs(one: Path, other: Path, jobs: list[Job]) -> None:
     for job in jobs:
-        for name in ("metrics.jsonl", "weights.safetensors"):
+        for name in ("metrics.jsonl", "weights.safetensors", "model.packed"):
             assert (_run_directory(one, job) / name).read_bytes() == (_run_directory(other, job) / name).read_bytes()
 
 
@@ -96,6 +97,9 @@ def test_results_hold_one_entry_per_run_with_the_documented_fields(finished):
         assert 0 <= run["open_fraction"] <= 1
         assert run["compression"] == run["num_weights"] / run["num_nonzero"]
         assert run["train_seconds"] > 0
+        packed = finished[0].directory / "runs" / f"{run['method']}-seed0" / "model.packed"
+        assert run["file_bytes"] == packed.stat().st_size
+        assert run["dense_bytes"] == 4 * run["num_parameters"] == 4 * (64 * 300 + 300 * 100 + 100 * 10 + 410)
     assert len({run["gate"] for run in runs}) == 4
     assert runs == [asdict(result) for result in finished[0].finished_results]
 
@@ -293,6 +297,38 @@ def test_a_run_that_fails_leaves_the_finished_ones(finished, tmp_path, monkeypat
         comparison.run(1, 1, _listener())
     assert comparison.finished_results == [done]
     assert read_json(tmp_path / "results.json")["runs"] == [asdict(done)]
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "model.packed"])
+def test_weights_that_cannot_be_written_are_an_error_and_the_run_is_not_finished(tmp_path, name):
+    comparison, folder = Comparison(RECIPE, ["dense"], [0], tmp_path), tmp_path / "runs" / "dense-seed0"
+    (folder / name).mkdir()
+    with pytest.raises(UserError, match=r"cannot write to .*; choose another --out"):
+        comparison.run(1, 1, _listener())
+    assert not (folder / "result.json").exists()
+    assert list(folder.glob("*.part")) == []
+
+
+def test_a_packed_file_of_another_size_than_its_run_wrote_is_an_error_that_says_both(directory):
+    folder = directory / "runs" / "always-seed0"
+    written = read_json(folder / "result.json")["file_bytes"]
+    contents = save_packed(load_file(folder / "weights.safetensors"), folder / "model.packed", "bf16")
+    with pytest.raises(UserError, match=r"always-seed0/model\.packed is of") as caught:
+        Comparison(RECIPE, COMPARED, [0], directory)
+    assert f"is of {contents.file_bytes:,} bytes, its run wrote {written:,}" in str(caught.value)
+
+
+def test_runs_made_before_there_were_packed_files_are_kept_as_they_are(directory):
+    for folder in (directory / "runs").iterdir():
+        (folder / "model.packed").unlink()
+        result = read_json(folder / "result.json")
+        del result["file_bytes"], result["dense_bytes"]
+        (folder / "result.json").write_text(json.dumps(result))
+    comparison, listener = Comparison(RECIPE, COMPARED, [0], directory), _listener()
+    comparison.run(1, 1, listener)
+    assert listener.mock_calls == []
+    assert {(r.file_bytes, r.dense_bytes, r.byte_ratio) for r in comparison.finished_results} == {(None, None, None)}
+    assert {run["file_bytes"] for run in read_json(directory / "results.json")["runs"]} == {None}
 
 
 def test_results_that_cannot_be_written_at_the_end_are_an_error(directory):

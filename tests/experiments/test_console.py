@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -124,6 +125,37 @@ def test_the_table_fits_into_80_columns_without_leaving_anything_out(summaries, 
     for summary in summaries:
         (row,) = (line for line in lines if line.split()[:1] == [summary.method])
         assert row.split() == " ".join(cells(summary)).split()
+
+
+def _shown_below(summaries: list[MethodSummary]) -> list[str]:
+    """What is printed below the table, and fits into 80 columns too."""
+    console, output = _console(terminal=False)
+    show_table(console, TITLE, summaries)
+    assert max(map(len, output.getvalue().splitlines())) <= 80
+    _, start, below = output.getvalue().partition("Times smaller: ")
+    return (start + below).splitlines()
+
+
+def test_both_compressions_are_shown_weights_in_the_table_and_bytes_below_it():
+    ranges = {"dense_bytes_range": (210280, 210280), "file_bytes_range": (4912, 7104)}
+    in_bytes = replace(FIVE_SEEDS[-1], **ranges, byte_ratio_range=(29.6, 42.81))
+    assert _shown_below([*FIVE_SEEDS[:-1], in_bytes]) == [
+        "Times smaller: penalized weights / those that are not 0.",
+        "In bytes, runs/METHOD-seedN/model.packed against all tensors dense:",
+        "coherent: 4,912 to 7,104 of 210,280 bytes, 29.6 to 42.8 times fewer",
+    ]
+
+
+def test_without_packed_files_no_bytes_are_compared():
+    assert _shown_below(FIVE_SEEDS) == ["Times smaller: penalized weights / those that are not 0."]
+
+
+def test_a_line_of_large_numbers_is_broken_and_nothing_left_out():
+    ranges = {"dense_bytes_range": (987654321, 987654321), "file_bytes_range": (123456789, 234567890)}
+    large = replace(_summary("magnitude", 0.9, 0.1, 0.1, (10.0, 10.0)), **ranges, byte_ratio_range=(4.2, 12345.0))
+    assert " ".join(" ".join(_shown_below([large])[2:]).split()) == (
+        "magnitude: 123,456,789 to 234,567,890 of 987,654,321 bytes, 4.2 to 12,345 times fewer"
+    )
 
 
 def test_a_method_that_died_with_every_seed_is_red():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,9 @@ def test_a_loss_that_was_not_finite_is_a_divergence(run):
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-@pytest.mark.parametrize("name", [name for name in RUN_FILES if name.split(".")[0] not in ("recipe", "weights")])
+@pytest.mark.parametrize(
+    "name", [name for name in RUN_FILES if name.split(".")[0] not in ("recipe", "weights", "model")]
+)
 def test_a_missing_or_damaged_file_is_one_error_that_names_it(run, name, how):
     damage(run / name, how)
     with pytest.raises(UserError) as caught:
@@ -121,6 +124,8 @@ def test_a_missing_or_damaged_file_is_one_error_that_names_it(run, name, how):
         {"refit_start": -4},
         {"refit_start": [1]},
         {"steps_per_epoch": 0},
+        *({"file_bytes": value} for value in (0, -1, 1.5, math.nan, "x", None)),
+        *({"dense_bytes": value} for value in (0, -1, 1.5, math.nan, "x", None)),
         {"open_fraction": 2.0},
     ],
     ids=str,
@@ -129,6 +134,18 @@ def test_a_wrong_value_in_a_file_is_an_error_that_names_it(run, changes):
     change(run, **changes)
     with pytest.raises(UserError, match=r"(result\.json|metrics\.jsonl) is (missing or )?damaged"):
         diagnose_run(run)
+
+
+def test_a_result_made_before_there_were_packed_files_is_no_damage(run):
+    file = run / "result.json"
+    content = json.loads(file.read_text())
+    before = {key: value for key, value in content.items() if key not in ("file_bytes", "dense_bytes")}
+    file.write_text(json.dumps(before))
+    assert asdict(load_result(file)) == {**before, "file_bytes": None, "dense_bytes": None}
+    for broken in ({**before, "file_bytes": 5}, {**before, "dense_bytes": 5}, {**before, "other": None}):
+        file.write_text(json.dumps(broken))
+        with pytest.raises(UserError, match=r"result\.json is damaged"):
+            load_result(file)
 
 
 @pytest.mark.parametrize("key", ["accuracy", "train_loss", "lr", "epoch"])

@@ -83,6 +83,8 @@ def test_every_run_its_numbers_and_its_verdict_are_on_it(trained):
         assert f"<td>{100 * result.accuracy:.1f} %</td>" in row
         assert f"<td>{result.num_nonzero:,}</td><td>{result.num_weights:,}</td>" in row
         assert f"<td>{result.model}</td><td>{result.data}</td>" in row
+        ratio = result.dense_bytes / result.file_bytes
+        assert f"<td>{ratio:.1f}</td><td>{result.file_bytes:,}</td><td>{result.dense_bytes:,}</td>" in row
         assert f"<td>{diagnose_run(folder).verdict.replace('_', ' ')}</td>" in row
         assert f"{name}: {diagnose_run(folder)}" in page.texts
 
@@ -132,6 +134,12 @@ def test_a_run_in_the_working_directory_has_a_name(trained, monkeypatch, tmp_pat
     assert "small/always-seed0" in (tmp_path / "a.html").read_text(encoding="utf-8")
 
 
+def test_a_run_made_before_there_were_packed_files_has_dashes(directory):
+    run = directory / "small/runs/coherent-seed0"
+    change(run, file_bytes=None, dense_bytes=None)
+    assert "<td>-</td><td>-</td><td>-</td>" in _row(_gallery(directory), "small/coherent-seed0")
+
+
 @pytest.mark.parametrize("left", [0, 3])
 def test_a_dead_run_is_marked_and_may_have_nothing_left(directory, left):
     run = directory / "small/runs/always-seed0"
@@ -168,7 +176,10 @@ def test_text_from_the_runs_is_escaped(directory):
     assert_needs_nothing(html)
 
 
-_SHOWN_AS_IT_STANDS = [("recipe.toml", how) for how in ("empty", "half", "one byte")]
+_SHOWN_AS_IT_STANDS = [
+    *(("recipe.toml", how) for how in ("empty", "half", "one byte")),
+    *(("model.packed", how) for how in DAMAGES),  # its sizes stand in the result, its weights are read beside it
+]
 
 
 @pytest.mark.parametrize(

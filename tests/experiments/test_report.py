@@ -94,7 +94,24 @@ def test_numbers_of_a_run_are_those_of_its_result(trained, html):
     (row,) = re.findall(r"<tr[^>]*><td>coherent</td><td>1</td>.*?</tr>", html)
     assert f"<td>{100 * result['accuracy']:.1f} %</td>" in row
     assert f"<td>{result['num_nonzero']:,}</td>" in row
-    assert f"<td>{result['compression']:.1f}</td>" in row
+    sizes = (result["dense_bytes"], result["file_bytes"])
+    assert sizes == (202440, (trained / "runs" / "coherent-seed1" / "model.packed").stat().st_size)
+    in_bytes = f"<td>{sizes[0]:,}</td><td>{sizes[1]:,}</td><td>{sizes[0] / sizes[1]:.1f}</td>"
+    assert f"<td>{result['compression']:.1f}</td>{in_bytes}" in row
+
+
+def test_the_outcome_of_a_method_compares_bytes_too(trained, html):
+    sizes = sorted((trained / "runs" / f"dense-seed{seed}" / "model.packed").stat().st_size for seed in SEEDS)
+    (row,) = re.findall(r"<tr[^>]*><td>dense</td><td>[\d.]* %</td>.*?</tr>", html)
+    times = sorted({f"{202440 / size:.1f}" for size in sizes})  # two that look alike are shown as one
+    assert row.endswith(f"<td>202,440</td><td>{sizes[0]:,} to {sizes[1]:,}</td><td>{' to '.join(times)}</td></tr>")
+
+
+def test_runs_made_before_there_were_packed_files_have_dashes(directory):
+    for seed in SEEDS:
+        _change(directory, f"dense-seed{seed}", file_bytes=None, dense_bytes=None)
+    rows = re.findall(r"<tr[^>]*><td>dense</td>.*?</tr>", _report(directory))
+    assert [row.count("<td>-</td><td>-</td><td>-</td>") for row in rows] == [1, 1, 1]
 
 
 def test_one_seed_has_no_interval(directory):

@@ -7,10 +7,10 @@ import math
 import pytest
 
 from strongreg.experiments.engine import RunResult
-from strongreg.experiments.table import HEADER, MethodSummary, cells, summarize
+from strongreg.experiments.table import BYTE_HEADER, HEADER, MethodSummary, byte_cells, cells, summarize
 
 
-def _result(method="coherent", seed=0, accuracy=0.9, num_nonzero=100, *, alive=True, opened=0.5, seconds=3.0):
+def _result(method="coherent", seed=0, accuracy=0.9, num_nonzero=100, *, alive=True, opened=0.5, seconds=3.0, **sizes):
     return RunResult(
         method=method,
         data="digits",
@@ -33,6 +33,7 @@ def _result(method="coherent", seed=0, accuracy=0.9, num_nonzero=100, *, alive=T
         chance=0.1,
         steps_per_epoch=23,
         refit_start=None,
+        **sizes,
     )
 
 
@@ -78,6 +79,27 @@ def test_the_other_columns_are_means_counts_and_ranges():
     assert summary.compression_range == (2.0, 100.0)
     assert summary.open_mean == pytest.approx(0.5)
     assert summary.seconds_mean == pytest.approx(3.0)
+
+
+def test_bytes_are_compared_run_by_run():
+    sizes = [(4400, 1100), (4400, 440), (8800, 1760)]
+    (summary,) = summarize([_result(seed=i, dense_bytes=d, file_bytes=f) for i, (d, f) in enumerate(sizes)])
+    assert summary.dense_bytes_range == (4400, 8800)
+    assert summary.file_bytes_range == (440, 1760)
+    assert summary.byte_ratio_range == (4.0, 10.0)
+    assert byte_cells(summary) == ("4,400 to 8,800", "440 to 1,760", "4.0 to 10.0")
+    assert len(BYTE_HEADER) == len(byte_cells(summary))
+
+
+def test_one_packed_file_and_those_of_equal_size_are_one_number():
+    (summary,) = summarize([_result(seed=seed, dense_bytes=4400, file_bytes=2) for seed in range(2)])
+    assert byte_cells(summary) == ("4,400", "2", "2,200")
+
+
+def test_a_run_without_packed_file_leaves_its_method_without_bytes():
+    (summary,) = summarize([_result(seed=0), _result(seed=1, dense_bytes=4400, file_bytes=440)])
+    assert summary.byte_ratio_range is None
+    assert byte_cells(summary) == ("-", "-", "-")
 
 
 def test_a_network_without_weights_is_compressed_without_end():

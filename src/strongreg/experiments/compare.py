@@ -18,7 +18,9 @@ from strongreg.experiments.engine.distributed import World
 from strongreg.experiments.engine.record import (
     HISTORY_FILE,
     METRICS_FILE,
+    PACKED_FILE,
     WEIGHTS_FILE,
+    check_packed,
     load_history,
     load_metrics,
     load_result,
@@ -254,6 +256,8 @@ class Comparison:
         except (OSError, SafetensorError) as error:
             file = folder / WEIGHTS_FILE
             raise UserError(f"{file} is missing or damaged: delete its folder to train again") from error
+        if (file_bytes := self.results[job].file_bytes) is not None:
+            check_packed(folder / PACKED_FILE, file_bytes)
 
     def _run_directory(self, job: Job) -> Path:
         return self.directory / "runs" / job.directory_name

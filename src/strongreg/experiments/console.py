@@ -20,8 +20,9 @@ from rich.table import Table
 
 from strongreg.experiments.compare import Job
 from strongreg.experiments.engine import EpochMetrics, RunResult
+from strongreg.experiments.engine.record import PACKED_FILE
 from strongreg.experiments.recipe import Recipe
-from strongreg.experiments.table import HEADER, MethodSummary, cells
+from strongreg.experiments.table import HEADER, MethodSummary, byte_cells, cells
 from strongreg.experiments.tolerance import Probe, Tolerance
 
 
@@ -106,7 +107,7 @@ class ProgressBars:
 
 
 def show_table(console: Console, title: str, summaries: list[MethodSummary]) -> None:
-    """Print one row per method.
+    """Print one row per method, which compares weights, and a line per method, which compares bytes.
 
     Args:
         console: where to print.
@@ -117,6 +118,14 @@ def show_table(console: Console, title: str, summaries: list[MethodSummary]) -> 
     for summary in summaries:
         table.add_row(*cells(summary), style="red" if summary.num_alive == 0 else None)
     console.print(table)
+    lines = ["Times smaller: penalized weights / those that are not 0."]
+    with_files = [summary for summary in summaries if summary.byte_ratio_range is not None]
+    if with_files:
+        lines.append(f"In bytes, runs/METHOD-seedN/{PACKED_FILE} against all tensors dense:")
+    for summary in with_files:
+        dense, packed, times = byte_cells(summary)
+        lines.append(f"{summary.method}: {packed} of {dense} bytes, {times} times fewer")
+    console.print("\n".join(lines), highlight=False, markup=False)
 
 
 def _table(title: str, header: Sequence[str], *, margin: bool = True) -> Table:

@@ -16,7 +16,7 @@ from strongreg.experiments.compare import Comparison, Job
 from strongreg.experiments.drawing import COLORS, svg
 from strongreg.experiments.engine import EpochMetrics
 from strongreg.experiments.recipe import METHODS, Method, Recipe, show_recipe
-from strongreg.experiments.table import HEADER, cells, summarize
+from strongreg.experiments.table import BYTE_HEADER, HEADER, byte_cells, cells, summarize
 
 Curves = dict[Job, list[EpochMetrics]]
 
@@ -51,8 +51,8 @@ def write_report(comparison: Comparison, file: Path) -> None:
     html = environment.get_template("report.html.j2").render(
         title=f"{recipe.model.name} on {recipe.data.name}: {', '.join(s.method for s in summaries)}",
         subtitle=f"{penalty}, {recipe.training.epochs} epochs, {seeds}; strongreg {strongreg.__version__}",
-        header=HEADER,
-        rows=[{"cells": cells(s), "dead": s.num_alive == 0} for s in summaries],
+        header=[*HEADER, *BYTE_HEADER],
+        rows=[{"cells": [*cells(s), *byte_cells(s)], "dead": s.num_alive == 0} for s in summaries],
         several_seeds=num_seeds > 1,
         figures=_draw(curves, recipe),
         runs=results,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from strongreg.experiments.engine import RunResult
@@ -13,6 +13,8 @@ from strongreg.experiments.recipe import METHODS, Method
 _FEWEST = 3
 _UNGATED = ("dense", "magnitude", "oneshot", "slimming")
 HEADER = ("method", "accuracy", "alive", "kept", "times smaller", "open", "seconds")
+BYTE_HEADER = ("dense bytes", "packed bytes", "times fewer bytes")
+_Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,12 @@ class MethodSummary:
         accuracy_mean: mean accuracy, in [0, 1].
         accuracy_error: half the width of the 95 % confidence interval of the mean; NaN for fewer than three seeds.
         kept_mean: mean share of the penalized weights that are not 0.
-        compression_range: smallest and largest compression; infinite where every weight is 0.
+        compression_range: smallest and largest compression, in weights; infinite where every weight is 0.
         open_mean: mean share of the steps at which the gate was open.
         seconds_mean: mean training time.
+        dense_bytes_range: what the networks take dense; None where a run has no packed file.
+        file_bytes_range: smallest and largest packed file; None likewise.
+        byte_ratio_range: smallest and largest compression, in bytes; None likewise.
     """
 
     method: Method
@@ -37,9 +42,12 @@ class MethodSummary:
     accuracy_mean: float
     accuracy_error: float
     kept_mean: float
-    compression_range: tuple[float, float]
+    compression_range: _Range
     open_mean: float
     seconds_mean: float
+    dense_bytes_range: _Range | None = None
+    file_bytes_range: _Range | None = None
+    byte_ratio_range: _Range | None = None
 
 
 def summarize(results: Sequence[RunResult]) -> list[MethodSummary]:
@@ -68,7 +76,15 @@ def _summarize_method(method: Method, runs: list[RunResult]) -> MethodSummary:
         compression_range=(min(compressions), max(compressions)),
         open_mean=statistics.fmean(r.open_fraction for r in runs),
         seconds_mean=statistics.fmean(r.train_seconds for r in runs),
+        dense_bytes_range=_range([r.dense_bytes for r in runs]),
+        file_bytes_range=_range([r.file_bytes for r in runs]),
+        byte_ratio_range=_range([r.byte_ratio for r in runs]),
     )
+
+
+def _range(numbers: Sequence[float | None]) -> _Range | None:
+    known = [number for number in numbers if number is not None]
+    return (min(known), max(known)) if len(known) == len(numbers) else None
 
 
 def _half_width_95(values: list[float]) -> float:
@@ -91,16 +107,38 @@ def cells(summary: MethodSummary) -> tuple[str, ...]:
         Texts for people.
     """
     error = "" if math.isnan(summary.accuracy_error) else f" ± {100 * summary.accuracy_error:.1f}"
-    low, high = (_times(x) for x in summary.compression_range)
     return (
         summary.method,
         f"{100 * summary.accuracy_mean:.1f}{error} %",
         f"{summary.num_alive}/{summary.num_runs}",
         f"{summary.kept_mean:.2%}",
-        low if low == high else f"{low} to {high}",
+        _between(summary.compression_range, _times),
         "-" if summary.method in _UNGATED else f"{summary.open_mean:.0%}",
         f"{summary.seconds_mean:.0f}",
     )
+
+
+def byte_cells(summary: MethodSummary) -> tuple[str, str, str]:
+    """What a method's networks take on the disk, in the order of ``BYTE_HEADER``.
+
+    Args:
+        summary: one method.
+
+    Returns:
+        Texts for people; dashes where a run has no packed file.
+    """
+    return (
+        _between(summary.dense_bytes_range, "{:,.0f}".format),
+        _between(summary.file_bytes_range, "{:,.0f}".format),
+        _between(summary.byte_ratio_range, _times),
+    )
+
+
+def _between(ends: _Range | None, text: Callable[[float], str]) -> str:
+    if ends is None:
+        return "-"
+    low, high = map(text, ends)
+    return low if low == high else f"{low} to {high}"
 
 
 def _times(compression: float) -> str:

@@ -96,7 +96,7 @@ def test_it_changes_no_number_and_no_file(tmp_path, digits):
         (tmp_path / name).mkdir()
         train(_recipe(wanted=wanted), "coherent", 0, digits, tmp_path / name)
         assert sorted(file.name for file in (tmp_path / name).iterdir()) == RUN_FILES
-    for file in ("metrics.jsonl", "weights.safetensors"):
+    for file in ("metrics.jsonl", "weights.safetensors", "model.packed"):
         assert (tmp_path / "with" / file).read_bytes() == (tmp_path / "without" / file).read_bytes()
 
 

@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
+from experiments.finished import RUN_FILES
 from experiments.recipes import recipe
 from strongreg import L1, AlwaysOpen, CoherenceGate, Constant, CosineRamp, Delay, Refit
+from strongreg.compression import load_packed
 from strongreg.experiments.data import ImageData, Split
 from strongreg.experiments.engine import EpochMetrics, RunResult, build_regularizers, evaluate, loop, train
 from strongreg.experiments.engine.optimizers import build_optimizers
@@ -101,7 +103,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path, da
     same, again, other = ({**asdict(result), "train_seconds": 0} for result in results)
     assert same == again
     assert other["seed"] == 4
-    for name in ("metrics.jsonl", "weights.safetensors"):
+    for name in ("metrics.jsonl", "weights.safetensors", "model.packed"):
         a, b, c = ((tmp_path / run / name).read_bytes() for run in "abc")
         assert a == b
         assert a != c
@@ -239,6 +241,37 @@ def test_the_result_agrees_with_the_saved_weights(tmp_path, data, method):
     assert read_json(tmp_path / "result.json") == asdict(result)
 
 
+def _bits(state) -> dict[str, torch.Tensor]:
+    return {name: tensor.contiguous().view(torch.uint8) for name, tensor in state.items()}
+
+
+def _assert_packed_is_saved(directory) -> None:
+    saved, packed = _bits(load_file(directory / "weights.safetensors")), _bits(load_packed(directory / "model.packed"))
+    assert packed.keys() == saved.keys()
+    assert all(torch.equal(packed[name], tensor) for name, tensor in saved.items())
+
+
+@pytest.mark.parametrize("method", [*COMPARED, "magnitude", "oneshot"])
+def test_the_packed_file_holds_the_weights_bit_for_bit_and_the_result_its_size(tmp_path, data, method):
+    result = _train(tmp_path, data, method, pruning__compression=20.0)
+    _assert_packed_is_saved(tmp_path)
+    assert result.file_bytes == (tmp_path / "model.packed").stat().st_size
+    assert result.dense_bytes == 4 * (16 * 300 + 300 * 100 + 100 * 3 + 300 + 100 + 3) == 142012
+    assert result.byte_ratio == 142012 / result.file_bytes
+    assert (result.byte_ratio > 10) == (result.compression > 15) == (method in ("magnitude", "oneshot"))
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "model.packed"])
+def test_a_run_whose_weights_cannot_be_written_is_not_finished_and_goes_on(tmp_path, data, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(OSError, match="directory"):
+        _train(tmp_path, data)
+    assert not (tmp_path / "result.json").exists()
+    (tmp_path / name).rmdir()
+    _train(tmp_path, data)
+    assert sorted(file.name for file in tmp_path.iterdir()) == RUN_FILES
+
+
 @pytest.mark.parametrize(
     ("method", "gate", "open_fraction"),
     [("dense", "none", 0.0), ("always", "AlwaysOpen()", 0.5), ("delayed", "Delay(steps=4)", 0.25)],
@@ -268,6 +301,7 @@ def test_a_run_that_diverges_ends_with_null_instead_of_nan(tmp_path, data, metho
     assert _lines(tmp_path)[-1]["train_loss"] is None
     assert 0 <= result.accuracy <= 1
     assert read_json(tmp_path / "result.json") == asdict(result)
+    _assert_packed_is_saved(tmp_path)
 
 
 @pytest.mark.parametrize(("limit", "epochs"), [(0, 9), (1, 1), (3, 3), (9, 9), (20, 9)])
@@ -306,7 +340,7 @@ def test_a_dead_run_that_is_stopped_remembers_how_long_it_was_dead(tmp_path, dat
     with pytest.raises(loop.RunStoppedError):
         train(_recipe(**changes), "always", 0, data, directory, should_stop=lambda: next(calls))
     assert train(_recipe(**changes), "always", 0, data, directory).epochs == 4
-    for name in ("metrics.jsonl", "weights.safetensors", "history.safetensors"):
+    for name in ("metrics.jsonl", "weights.safetensors", "model.packed", "history.safetensors"):
         assert (directory / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
@@ -390,6 +424,10 @@ def test_tied_weights_are_counted_once_and_saved_under_both_names(tmp_path, data
     expected = sum(int((saved[key] != 0).sum()) for key in ("first.weight", "last.weight"))
     assert result.num_nonzero == expected
     assert (method != "magnitude") or expected == result.num_weights / 4
+    packed = load_packed(tmp_path / "model.packed")
+    assert packed["again.weight"] is packed["first.weight"]
+    assert result.dense_bytes == 4 * (16 * 16 + 16 + 16 + 16 * 3 + 3)
+    _assert_packed_is_saved(tmp_path)
 
 
 def test_a_network_that_comes_in_evaluation_mode_is_trained_in_training_mode(tmp_path, data):

@@ -55,6 +55,8 @@ def _result(model, regularizers, data, accuracy=0.9, method="always"):
         seconds=1.5,
         epochs=2,
         steps_per_epoch=4,
+        file_bytes=100,
+        dense_bytes=236,
     )
 
 
@@ -96,6 +98,7 @@ def test_the_result_of_several_regularizers(trained, data):
     assert (result.num_weights, result.num_parameters) == (50, 59)
     assert (result.chance, result.epochs, result.steps_per_epoch, result.seed) == (pytest.approx(0.3), 2, 4, 3)
     assert (result.data, result.model, result.penalty) == ("numbers", "two_layers", "l1")
+    assert (result.file_bytes, result.dense_bytes, result.byte_ratio) == (100, 236, 2.36)
 
 
 def test_nothing_left_has_no_compression(trained, data):

@@ -24,7 +24,7 @@ from strongreg.experiments.engine import RunStoppedError, train
 from strongreg.experiments.engine.checkpoint import save_checkpoint
 from strongreg.experiments.errors import UserError
 
-FILES = ("metrics.jsonl", "weights.safetensors", "history.safetensors")
+FILES = ("metrics.jsonl", "weights.safetensors", "model.packed", "history.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
+from strongreg.compression import save_packed
 from strongreg.diagnosis.verdict import is_above_chance
 from strongreg.experiments.data import Augmentation, ImageData
 from strongreg.experiments.engine.batches import Batches
@@ -45,6 +46,7 @@ from strongreg.experiments.engine.pruning import build_pruner
 from strongreg.experiments.engine.record import (
     HISTORY_FILE,
     METRICS_FILE,
+    PACKED_FILE,
     RECIPE_FILE,
     RESULT_FILE,
     WEIGHTS_FILE,
@@ -81,8 +83,9 @@ def train(
         method: what is added to plain training.
         seed: of initial weights, batch order and augmentation; the result depends on nothing else.
         data: the images, on any device.
-        directory: existing directory that receives recipe.toml, metrics.jsonl, history.safetensors, weights.safetensors
-            and, last, result.json; while the run is under way also checkpoint.pt.
+        directory: existing directory that receives recipe.toml, metrics.jsonl, history.safetensors,
+            weights.safetensors, the same weights as model.packed and, last, result.json; while the run is under way
+            also checkpoint.pt.
         on_epoch: called after each epoch.
         should_stop: asked after each step; in several processes on GPUs, after every 20th. All stop if one is to.
         world: the processes that train it together; a batch is shared among them.
@@ -247,9 +250,11 @@ class _Trainer:
     def _finish(self) -> RunResult:
         """Evaluate and write everything, in the first process only."""
         save_history(self.counted[0], self.directory / HISTORY_FILE)
+        state = self.model.state_dict()
         # safetensors knows no tied tensors
-        state = {name: tensor.cpu().contiguous().clone() for name, tensor in self.model.state_dict().items()}
-        write_bytes(self.directory / WEIGHTS_FILE, save(state))
+        untied = {name: tensor.cpu().contiguous().clone() for name, tensor in state.items()}
+        write_bytes(self.directory / WEIGHTS_FILE, save(untied))
+        packed = save_packed(state, self.directory / PACKED_FILE, "fp32")
         names = {
             "data": self.recipe.data.name,
             "model": self.recipe.model.name,
@@ -268,6 +273,8 @@ class _Trainer:
             seconds=self.seconds,
             epochs=self.epoch,
             steps_per_epoch=len(self.batches),
+            file_bytes=packed.file_bytes,
+            dense_bytes=packed.dense_bytes,
         )
         write_json(self.directory / RESULT_FILE, asdict(result))  # last and whole: it marks the run as finished
         (self.directory / FILE_NAME).unlink(missing_ok=True)

@@ -28,7 +28,7 @@ class EpochMetrics:
         train_loss: mean cross-entropy over its batches, in nats; None if it is not finite.
         accuracy: on the validation images, or on the test images where none are held out, in [0, 1].
         num_nonzero: penalized weights that are not 0.
-        compression: penalized weights / those that are not 0; None if all are 0.
+        compression: as in :class:`RunResult`, of the weights after it.
         coherence: mean over its recorded steps; None if it cannot be measured.
         open_fraction: share of its recorded steps at which the gate was open; None if none was recorded.
         gradient_norm: mean norm of the loss gradient; None if it is not finite.
@@ -65,7 +65,8 @@ class RunResult:
         validation_accuracy: on the validation images, None where none are held out.
         num_weights: penalized weights.
         num_nonzero: penalized weights that are not 0.
-        compression: num_weights / num_nonzero; None if every weight is 0.
+        compression: dense weights / kept weights, num_weights / num_nonzero; None if every weight is 0. The other
+            measure of compression, bytes / bytes, is :attr:`byte_ratio`.
         open_fraction: share of the steps at which the gate was open.
         train_seconds: wall-clock time of the run, evaluation included.
         num_parameters: all parameters of the network, biases included.
@@ -75,6 +76,9 @@ class RunResult:
         epochs: epochs done; fewer than asked for if the run was ended as dead.
         steps_per_epoch: optimizer steps of an epoch.
         refit_start: step from which on the penalty was off; None for never.
+        file_bytes: size of model.packed, which holds every tensor of the network bit for bit; None in records made
+            before it was written.
+        dense_bytes: what all tensors of the network take dense, tied ones once; None where file_bytes is.
     """
 
     method: Method
@@ -98,6 +102,15 @@ class RunResult:
     epochs: int
     steps_per_epoch: int
     refit_start: int | None
+    file_bytes: int | None = None
+    dense_bytes: int | None = None
+
+    @property
+    def byte_ratio(self) -> float | None:
+        """Dense bytes / bytes of the packed file; None where there is none."""
+        if self.file_bytes is None or self.dense_bytes is None:
+            return None
+        return self.dense_bytes / self.file_bytes
 
 
 @torch.no_grad()
@@ -188,6 +201,8 @@ def run_result(
     seconds: float,
     epochs: int,
     steps_per_epoch: int,
+    file_bytes: int,
+    dense_bytes: int,
 ) -> RunResult:
     """The outcome of a run.
 
@@ -204,6 +219,8 @@ def run_result(
         seconds: wall-clock time.
         epochs: epochs done.
         steps_per_epoch: optimizer steps of an epoch.
+        file_bytes: size of the packed file.
+        dense_bytes: what its tensors take dense.
 
     Returns:
         An entry of results.json.
@@ -234,6 +251,8 @@ def run_result(
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
         refit_start=None if math.isinf(refit_start) else int(refit_start),
+        file_bytes=file_bytes,
+        dense_bytes=dense_bytes,
     )
 
 

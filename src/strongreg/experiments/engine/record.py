@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from strongreg.compression import PackedFileError, inspect_packed
 from strongreg.experiments.engine.measurement import EpochMetrics, RunResult
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.files import read_json
@@ -22,6 +23,7 @@ RECIPE_FILE = "recipe.toml"
 METRICS_FILE = "metrics.jsonl"
 HISTORY_FILE = "history.safetensors"
 WEIGHTS_FILE = "weights.safetensors"
+PACKED_FILE = "model.packed"
 RESULT_FILE = "result.json"
 
 
@@ -75,11 +77,13 @@ def load_result(file: Path) -> RunResult:
     if not file.exists():
         raise UserError(f"{file} is missing: the run is not finished")
     content = read_json(file)
+    known = {field.name for field in fields(RunResult)}
+    needed = {field.name for field in fields(RunResult) if field.default is MISSING}  # the others are younger
     try:
         result = TypeAdapter(RunResult).validate_python(content)
     except ValidationError:
         result = None
-    if result is None or set(content) != {field.name for field in fields(RunResult)} or not _is_possible(result):
+    if result is None or not needed <= set(content) <= known or not _is_possible(result):
         raise UserError(f"{file} is damaged, or of another version of strongreg: delete its folder to train again")
     return result
 
@@ -90,6 +94,8 @@ def _is_possible(result: RunResult) -> bool:
         and 0 <= result.num_nonzero_parameters <= result.num_parameters
         and min(result.num_weights, result.epochs, result.steps_per_epoch) >= 1
         and (result.refit_start is None or result.refit_start >= 0)
+        and (result.file_bytes is None) == (result.dense_bytes is None)
+        and all(num_bytes is None or num_bytes > 0 for num_bytes in (result.file_bytes, result.dense_bytes))
     )
     shares = (result.accuracy, result.validation_accuracy, result.open_fraction, result.chance)
     sizes = (result.strength, result.train_seconds)
@@ -109,6 +115,27 @@ def _are_shares(*numbers: float | None) -> bool:
 
 def _are_sizes(*numbers: float | None) -> bool:
     return all(number is None or 0 <= number < math.inf for number in numbers)
+
+
+def check_packed(file: Path, file_bytes: int) -> None:
+    """Check that a finished run's packed file is the one that the run wrote.
+
+    Args:
+        file: model.packed of its directory.
+        file_bytes: what the run says of its size.
+
+    Raises:
+        UserError: the file is missing or damaged, or of another size.
+    """
+    try:
+        found = inspect_packed(file).file_bytes
+    except (OSError, PackedFileError) as error:
+        raise UserError(f"{file} is missing or damaged: delete its folder to train again") from error
+    if found != file_bytes:
+        raise UserError(
+            f"{file} is of {found:,} bytes, its run wrote {file_bytes:,}: give it another name if it is yours, "
+            "and delete its folder to train again"
+        )
 
 
 def load_metrics(file: Path, num_epochs: int) -> list[EpochMetrics]:
