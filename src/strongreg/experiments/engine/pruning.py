@@ -157,7 +157,7 @@ class SlimmingPruner(Pruner):
         if step != self._at:
             return
         scales = torch.cat([layer.scale.detach().abs() for layer in self._layers])
-        order = scales.argsort()
+        order = scales.argsort(stable=True)
         low, high = 0, len(order)
         while low < high:  # the fewest channels that leave few enough weights
             middle = (low + high) // 2
