@@ -5,7 +5,7 @@
 Each method tries four settings with seed 0, magnitude pruning four for each compression, which it is told and the
 others reach or not: for them the same four serve both. The best by *validation*
 accuracy among those at the asked compression or beyond is trained with all seeds, and only its test accuracies are
-reported. The rows "always dies" are at the smallest strength tried at which the penalty always on kills the network,
+reported. The rows "always dies" are at the largest strength tried, if the penalty always on kills the network there,
 chosen likewise with seed 0. Runs are kept in FOLDER: the same command goes on where it stopped. Writes one entry per
 final run, as in compare's results.json, and prints a table.
 """
@@ -118,13 +118,12 @@ def choose(settings: Sequence[Setting], results: Sequence[RunResult], target: fl
 
 
 def deadly(settings: Sequence[Setting], results: Sequence[RunResult]) -> Setting | None:
-    """The setting of the smallest strength that killed the network; None if it outlived all."""
-    dead = [
-        (setting["penalty.strength"], i)
-        for i, (setting, result) in enumerate(zip(settings, results, strict=True))
-        if not result.alive
-    ]
-    return settings[min(dead)[1]] if dead else None
+    """The setting of the largest strength, if it killed the network; None if the network outlived it.
+
+    Somewhat below it, it is a matter of the seed.
+    """
+    setting, result = max(zip(settings, results, strict=True), key=lambda pair: float(pair[0]["penalty.strength"]))
+    return None if result.alive else setting
 
 
 def main() -> int:

@@ -51,11 +51,11 @@ def test_the_choice_is_the_best_on_validation_of_those_small_enough_and_never_lo
     assert study.choose(settings, results, 20.0) is None
 
 
-def test_the_deadly_setting_is_the_smallest_strength_that_killed(study):
+def test_the_deadly_setting_is_the_largest_strength_if_it_killed(study):
     settings = [{"penalty.strength": strength} for strength in (0.3, 0.1, 0.2)]
-    fates = [_result(0.1, None, alive=False), _result(0.9, 2.0), _result(0.1, 50.0, alive=False)]
-    assert study.deadly(settings, fates) == {"penalty.strength": 0.2}
-    assert study.deadly(settings, [_result(0.9, 2.0)] * 3) is None
+    fates = [_result(0.1, None, alive=False), _result(0.1, 50.0, alive=False), _result(0.9, 2.0)]
+    assert study.deadly(settings, fates) == {"penalty.strength": 0.3}
+    assert study.deadly(settings, [_result(0.9, 2.0), *fates[1:]]) is None
 
 
 def test_a_run_that_two_rows_show_is_one_entry(study):
