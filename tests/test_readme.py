@@ -93,18 +93,19 @@ def test_the_tolerance_levels_are_those_that_were_recorded(penalty):
 def _rows_of_the_study() -> set[str]:
     runs = json.loads((RECORDED / "scaled-study.json").read_text())["runs"]
     known = {field.name for field in fields(RunResult)}
-    groups: dict[tuple[str, str], list[RunResult]] = {}
+    groups: dict[tuple[str, ...], list[RunResult]] = {}
     for run in runs:
         without = run["method"] in ("dense", "magnitude")
         for asked in run["asked"]:
             result = RunResult(**{name: value for name, value in run.items() if name in known})
-            groups.setdefault((asked, "-" if without else run["penalty"], run["method"]), []).append(result)
+            group = (run["data"], asked, "-" if without else run["penalty"], run["method"])
+            groups.setdefault(group, []).append(result)
     rows = set()
-    for (asked, penalty, _), results in groups.items():
+    for (data, asked, penalty, _), results in groups.items():
         assert [result.seed for result in results] == [0, 1, 2]
         (summary,) = summarize(results)
         method, accuracy, alive, _, times, opened, _ = cells(summary)
-        rows.add(f"| {asked} | {method} | {penalty} | {accuracy} | {alive} | {times} | {opened} |")
+        rows.add(f"| {data} | {asked} | {method} | {penalty} | {accuracy} | {alive} | {times} | {opened} |")
     return rows
 
 
