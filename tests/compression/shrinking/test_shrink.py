@@ -189,3 +189,14 @@ def test_a_network_that_cannot_be_followed_is_an_error_that_says_why():
         model.weight[0, 0] = torch.nan
     with pytest.raises(ShrinkError, match="weight holds NaN or infinity"):
         shrink(model, torch.zeros(1, 4))
+
+
+def test_one_example_without_an_axis_for_the_batch():
+    for model, inputs in (
+        (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(4)),
+        (nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(0), nn.Linear(24, 2)), torch.randn(3, 4, 4)),
+    ):
+        zero(model[0].weight[2:4], model[0].bias[2:3])
+        shrunk = shrink(model.eval(), inputs)
+        assert len(shrunk[0].weight) == len(model[0].weight) - 2
+        torch.testing.assert_close(outputs_of(shrunk, inputs), outputs_of(model, inputs))

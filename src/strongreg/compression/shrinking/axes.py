@@ -266,7 +266,7 @@ def _moved(taken: Tensor, shape: torch.Size, own: Axes, coupling: Coupling, name
 
 def _index_of(place: Tensor, dim: int) -> Tensor | None:
     """The index along an axis of the source that each index of an axis of the output comes from, if it is one."""
-    rows = place.movedim(dim, 0).flatten(1)
+    rows = place.movedim(dim, 0).reshape(place.shape[dim], -1)
     high = rows.amax(1)
     low = rows.masked_fill(rows < 0, place.numel() + 1).amin(1)
     if not bool(((low == high) | (high < 0)).all()) or bool((high == high[0]).all()):

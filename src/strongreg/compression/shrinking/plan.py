@@ -228,7 +228,7 @@ def _constants(
         if axis.fixed is not None:
             continue
         candidates = [i for i, number in enumerate(classes.numbers(axis)) if number not in reasons]
-        values = found[inputs].value.movedim(dim, 0).flatten(1)
+        values = found[inputs].value.movedim(dim, 0).reshape(axis.size, -1)
         used = _used_weight(node, found[weight].value, matters[node])
         taps = _taps(node, found[inputs].shape) if name in CONVOLUTIONS else None
         for index in candidates:
@@ -260,7 +260,7 @@ def _used_weight(node: fx.Node, weight: Tensor, out: Tensor) -> Tensor:
     if name_of(node) in TRANSPOSED_CONVOLUTIONS:
         return weight
     dim = out.dim() - 1 if name_of(node) == "linear" else out.dim() - (weight.dim() - 1)
-    rows = out.movedim(dim, 0).flatten(1).any(1)
+    rows = out.movedim(dim, 0).reshape(len(weight), -1).any(1)
     return weight * rows.reshape(-1, *[1] * (weight.dim() - 1))
 
 
@@ -283,7 +283,7 @@ def _to_bias(value: float, column: Tensor, taps: Tensor | None) -> Tensor | None
         return value * column
     if column[:, taps.isnan()].any():
         return None
-    return value * (column * taps.nan_to_num()).flatten(1).sum(1)
+    return value * (column * taps.nan_to_num()).reshape(len(column), -1).sum(1)
 
 
 def can_take(program: Program, node: fx.Node) -> bool:
