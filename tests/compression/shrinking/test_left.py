@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from compression.shrinking.networks import outputs_of, zero
-from strongreg.compression.shrinking import shrink_and_report
+from strongreg.compression.shrinking import ShrinkError, shrink, shrink_and_report
 
 
 def _reasons(report):
@@ -164,3 +165,33 @@ def test_the_report_is_a_table():
     assert lines[-2] == "1.9 times fewer parameters, 2.0 times fewer FLOPs"
     assert lines[-1] == "left in 2.weight: 1 row of zeros, since the network returns it"
     assert report.flops == (2 * (24 + 18), 2 * (12 + 9))
+
+
+class Masked(nn.Module):
+    """Divides by its width, and returns minus infinity in one place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 12), nn.Linear(12, 4)
+
+    def forward(self, x):
+        h = self.a(x).relu().float()
+        bad = torch.tensor([False, False, False, True])
+        logits = self.b(h)
+        return (logits / h.shape[-1] ** 0.5).masked_fill(bad, -torch.inf).log_softmax(-1), logits > 0
+
+
+def test_infinite_outputs_do_not_hide_a_difference():
+    torch.manual_seed(0)
+    model = Masked().eval()
+    zero(model.a.weight[6:], model.a.bias[6:])
+    with torch.no_grad():
+        shrunk, report = shrink_and_report(model, torch.randn(2, 6))
+    assert shrunk.a.weight.shape == (12, 6)
+    assert "reckons with its size" in _reasons(report)[0][3]
+    assert report.difference == 0.0
+
+
+def test_an_empty_example_is_an_error():
+    with pytest.raises(ShrinkError, match="has no elements"):
+        shrink(nn.Linear(4, 2), torch.zeros(0, 4))

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
+from strongreg.compression.shrinking.operations import name_of
+
 
 class ShrinkError(ValueError):
     """The network cannot be looked into, so that nothing of it can be removed."""
@@ -56,6 +58,8 @@ def capture(model: nn.Module, inputs: tuple[Any, ...]) -> Program:
     """
     model = copy.deepcopy(model).cpu().eval()
     inputs = on_cpu(inputs)
+    if any(isinstance(x, Tensor) and not x.numel() for x in torch.utils._pytree.tree_leaves(inputs)):
+        raise ShrinkError("an example input has no elements, and shows nothing of the network: give one example")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ShrinkError(f"{name} holds NaN or infinity: shrink a network that has been trained without")
@@ -65,7 +69,8 @@ def capture(model: nn.Module, inputs: tuple[Any, ...]) -> Program:
     except Exception as error:  # torch.export raises whatever the network's own code does
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ShrinkError(f"torch.export cannot follow {type(model).__name__} on these inputs: {reason}") from error
-    nodes = tuple(exported.graph.nodes)
+    # assertions on dtypes compute nothing
+    nodes = tuple(node for node in exported.graph.nodes if not name_of(node).startswith("_assert"))
     placeholders = {node.name: node for node in nodes if node.op == "placeholder"}
     given = iter(torch.utils._pytree.tree_leaves(inputs))
     own = {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())}
@@ -98,7 +103,7 @@ def on_cpu(inputs: Any) -> Any:
     Returns:
         The same nesting.
     """
-    return torch.utils._pytree.tree_map(lambda x: x.detach().cpu() if isinstance(x, Tensor) else x, inputs)
+    return torch.utils._pytree.tree_map(lambda x: x.detach().cpu().clone() if isinstance(x, Tensor) else x, inputs)
 
 
 @contextlib.contextmanager

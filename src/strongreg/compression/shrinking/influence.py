@@ -138,7 +138,8 @@ def _linear(node: fx.Node, found: Mapping[fx.Node, Value], out: Tensor) -> Influ
         (node.args, node.kwargs), lambda source: counted.get(source, getattr(found[source], "value", None))
     )
     call: Any = node.target
-    (gradient,) = torch.autograd.grad(call(*args, **kwargs), given, out.double())
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(call(*args, **kwargs), given, out.double())
     masks = {source: _full(found[source], True) for source in node.all_input_nodes}
     return {**masks, inputs: gradient > 0.5}
 
