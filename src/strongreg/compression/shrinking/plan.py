@@ -48,12 +48,14 @@ class Constant:
 
     Args:
         layer: the layer that reads it, a linear layer or convolution.
+        axis: the axis of its inputs.
         index: which of its inputs.
         value: what it is, not 0.
         to_bias: what it adds to each output, or None where that is not the same everywhere.
     """
 
     layer: fx.Node
+    axis: Axis
     index: int
     value: float
     to_bias: Tensor | None
@@ -147,7 +149,7 @@ def make_plan(program: Program, found: Mapping[fx.Node, Value], matters: Influen
         for index, number in enumerate(classes.numbers(axis)):
             members.setdefault(number, []).append((axis, index))
     constants = _constants(program, found, matters, coupling, classes, reasons)
-    stands_for = _merge(constants, coupling, reasons)
+    stands_for = _merge(constants, reasons)
     _keep_one(classes, reasons)
     order = list(members)
     position = {number: i for i, number in enumerate(order)}
@@ -241,7 +243,7 @@ def _constants(
                 reasons[number] = f"{_place(node)} reads a constant there that it cannot take otherwise"
                 continue
             value = float(values[index][0])
-            constants.setdefault(number, []).append(Constant(node, index, value, _to_bias(value, column, taps)))
+            constants.setdefault(number, []).append(Constant(node, axis, index, value, _to_bias(value, column, taps)))
     return constants
 
 
@@ -328,9 +330,7 @@ def _keep_factors(
         reasons.setdefault(classes.number(axis, index), f"{_place(node)} multiplies by it")
 
 
-def _merge(
-    constants: dict[int, list[Constant]], coupling: Coupling, reasons: dict[int, str]
-) -> dict[tuple[fx.Node, int], Constant]:
+def _merge(constants: dict[int, list[Constant]], reasons: dict[int, str]) -> dict[tuple[fx.Node, int], Constant]:
     """Of constants that no bias can take, one of each axis stays and stands for the others."""
     uneven: dict[Axis, dict[fx.Node, dict[int, Constant]]] = {}
     for number, of_class in constants.items():
@@ -338,8 +338,7 @@ def _merge(
             continue
         for constant in of_class:
             if constant.to_bias is None:
-                axis = coupling.axes[argument(constant.layer, 0)][_channel_dim_of(constant.layer, coupling)].root
-                uneven.setdefault(axis, {}).setdefault(constant.layer, {})[number] = constant
+                uneven.setdefault(constant.axis.root, {}).setdefault(constant.layer, {})[number] = constant
     chosen: dict[Axis, int] = {}
     for axis, by_layer in uneven.items():
         numbers = {number for of_layer in by_layer.values() for number in of_layer}
@@ -358,11 +357,6 @@ def _merge(
         for number in of_layer
         if number not in reasons
     }
-
-
-def _channel_dim_of(node: fx.Node, coupling: Coupling) -> int:
-    axes, weight = coupling.axes[argument(node, 0)], coupling.axes[argument(node, 1)]
-    return len(axes) - 1 if name_of(node) == "linear" else len(axes) - (len(weight) - 1)
 
 
 def _keep_one(classes: _Classes, reasons: dict[int, str]) -> None:
