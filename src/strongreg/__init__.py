@@ -1,7 +1,11 @@
 """Strong regularization that deep networks endure: gradient-coherent penalties for any torch optimizer."""
 
+from strongreg.compression import ExportedFile as ExportedFile
+from strongreg.compression import ExportError as ExportError
 from strongreg.compression import PackedContents as PackedContents
 from strongreg.compression import PackedFileError as PackedFileError
+from strongreg.compression import export_onnx as export_onnx
+from strongreg.compression import export_pt2 as export_pt2
 from strongreg.compression import inspect_packed as inspect_packed
 from strongreg.compression import load_packed as load_packed
 from strongreg.compression import save_packed as save_packed
@@ -39,6 +43,8 @@ __all__ = [
     "CosineRamp",
     "Delay",
     "ElasticNet",
+    "ExportError",
+    "ExportedFile",
     "Gate",
     "GroupL2",
     "History",
@@ -53,6 +59,8 @@ __all__ = [
     "Summary",
     "SummaryRow",
     "effective_step_size",
+    "export_onnx",
+    "export_pt2",
     "inspect_packed",
     "load_packed",
     "save_packed",
