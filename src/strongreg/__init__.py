@@ -1,9 +1,13 @@
 """Strong regularization that deep networks endure: gradient-coherent penalties for any torch optimizer."""
 
+from strongreg.compression import ExportedFile as ExportedFile
+from strongreg.compression import ExportError as ExportError
 from strongreg.compression import PackedContents as PackedContents
 from strongreg.compression import PackedFileError as PackedFileError
 from strongreg.compression import ShrinkError as ShrinkError
 from strongreg.compression import ShrinkReport as ShrinkReport
+from strongreg.compression import export_onnx as export_onnx
+from strongreg.compression import export_pt2 as export_pt2
 from strongreg.compression import inspect_packed as inspect_packed
 from strongreg.compression import load_packed as load_packed
 from strongreg.compression import load_shrunk as load_shrunk
@@ -44,6 +48,8 @@ __all__ = [
     "CosineRamp",
     "Delay",
     "ElasticNet",
+    "ExportError",
+    "ExportedFile",
     "Gate",
     "GroupL2",
     "History",
@@ -60,6 +66,8 @@ __all__ = [
     "Summary",
     "SummaryRow",
     "effective_step_size",
+    "export_onnx",
+    "export_pt2",
     "inspect_packed",
     "load_packed",
     "load_shrunk",

@@ -23,6 +23,7 @@ from torch import nn
 
 import strongreg
 from strongreg import PackedFileError, inspect_packed, load_packed, save_packed
+from strongreg.compression import is_packed
 from strongreg.compression.values import DTYPES
 from strongreg.experiments.models import build_model
 
@@ -232,6 +233,17 @@ def test_infinity_and_nan_stay_in_sixteen_bits(file, values, dtype):
     weights = torch.tensor([[math.inf, -math.inf], [math.nan, 1.0]])
     save_packed({"w": weights}, file, values)
     assert torch.equal(load_packed(file)["w"].nan_to_num(5), weights.to(dtype).float().nan_to_num(5))
+
+
+def test_a_packed_file_is_told_from_others(file, tmp_path):
+    save_packed({"w": torch.ones(3)}, file)
+    assert is_packed(file)
+    safetensors.numpy.save_file({"w": np.ones(3)}, tmp_path / "plain")
+    (tmp_path / "noise").write_bytes(b"noise" * 100)
+    assert not is_packed(tmp_path / "plain")
+    assert not is_packed(tmp_path / "noise")
+    with pytest.raises(FileNotFoundError):
+        is_packed(tmp_path / "none")
 
 
 # ---------------------------------------------------------------------- few bytes

@@ -12,13 +12,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
+from safetensors.torch import save
 
 from strongreg.compression import PackedContents, PackedFileError, inspect_packed, load_packed, save_packed
 from strongreg.compression.values import VALUES
 from strongreg.experiments.engine.record import WEIGHTS_FILE
 from strongreg.experiments.errors import UserError, check_known
+from strongreg.experiments.trained import read_safetensors
 from strongreg.files import write_bytes
 
 EPILOG_COMPRESS = """Examples:
@@ -52,7 +52,7 @@ def compress(
     check_known("values", values, VALUES)
     weights = source / WEIGHTS_FILE if source.is_dir() else source
     target = _target(out, weights, ".packed")
-    state = _read_safetensors(weights)
+    state = read_safetensors(weights)
     try:
         with _writing(target):
             contents = save_packed(state, target, values)  # type: ignore[arg-type]
@@ -100,15 +100,6 @@ def _target(out: Path | None, source: Path, suffix: str) -> Path:
     if target == source:
         raise UserError(f"{source} would be overwritten: choose another with --out")
     return target
-
-
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    try:
-        return load(file.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise UserError(f"{file} is no safetensors file, or damaged: {error}") from error
 
 
 @contextlib.contextmanager

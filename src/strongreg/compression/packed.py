@@ -132,7 +132,7 @@ def load_packed(
         except PackedFileError as error:
             raise PackedFileError(f"{path}: tensor {entry.name!r}: {error}") from error
     if model is not None:
-        _load_into(model, state, path)
+        load_into(model, state, path)
     return state
 
 
@@ -160,6 +160,49 @@ def inspect_packed(path: str | os.PathLike[str]) -> PackedContents:
     """
     entries, _, num_bytes = _open(path, 2**63 - 1)
     return PackedContents(tuple(entries), num_bytes)
+
+
+def is_packed(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is one that :func:`save_packed` wrote, by its header.
+
+    Args:
+        path: an existing file.
+
+    Returns:
+        False for any other file, a safetensors file too.
+
+    Raises:
+        ImportError: safetensors is not installed.
+        OSError: the file cannot be read.
+    """
+    library = _safetensors()
+    try:
+        with library.safe_open(path, "numpy") as opened:
+            return _KEY in (opened.metadata() or {})
+    except library.SafetensorError:
+        return False
+
+
+def load_into(model: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Load tensors into a network, strictly; it is left as it was if anything does not fit.
+
+    Args:
+        model: the network.
+        state: tensors by name.
+        path: where they come from, for the message.
+
+    Raises:
+        ValueError: a tensor is missing, foreign, or of another shape.
+    """
+    own = model.state_dict()
+    missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or foreign:
+        raise ValueError(f"{path} does not fit the model: it lacks {missing[:5]}, the model lacks {foreign[:5]}")
+    for name, tensor in own.items():
+        if isinstance(tensor, Tensor) and tensor.shape != state[name].shape:
+            there, here = tuple(state[name].shape), tuple(tensor.shape)
+            raise ValueError(f"{path} does not fit the model: {name!r} is {there} there, {here} here")
+    model.load_state_dict(dict(state))
 
 
 # ---------------------------------------------------------------------- one tensor
@@ -319,19 +362,6 @@ def _metadata(content: bytes) -> str:
     if text is None:
         raise PackedFileError("a safetensors file, but no packed one (strongreg.save_packed writes these)")
     return str(text)
-
-
-def _load_into(model: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    own = model.state_dict()
-    missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or foreign:
-        raise ValueError(f"{path} does not fit the model: it lacks {missing[:5]}, the model lacks {foreign[:5]}")
-    for name, tensor in state.items():
-        if isinstance(own[name], Tensor) and own[name].shape != tensor.shape:
-            raise ValueError(
-                f"{path} does not fit the model: {name!r} is {tuple(tensor.shape)} there, {tuple(own[name].shape)} here"
-            )
-    model.load_state_dict(dict(state))
 
 
 def _safetensors() -> ModuleType:

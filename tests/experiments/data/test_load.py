@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from strongreg.experiments.data import DATA_SETS, load_data
+from strongreg.experiments.data import DATA_SETS, image_format, load_data
 from strongreg.experiments.data.catalog import PUBLISHED
 from strongreg.experiments.errors import UserError
 
@@ -137,3 +137,24 @@ def test_numbers_out_of_range_are_errors_before_anything_is_read():
         load_data("cifar10", validation_share=1)
     with pytest.raises(UserError, match="num_train=0"):
         load_data("cifar10", num_train=0)
+
+
+# ---------------------------------------------------------------------- what a network must fit
+
+
+def test_the_format_of_published_images_is_known_without_them():
+    for name, (_, _, num_classes, shape) in COUNTS.items():
+        assert image_format(name) == (shape, num_classes)
+
+
+def test_the_format_is_that_of_the_images_loaded(image_folder):
+    for name in ("digits", str(image_folder)):
+        data = load_data(name)
+        assert image_format(name) == (data.image_shape, data.num_classes)
+
+
+def test_an_unknown_data_set_has_no_format(tmp_path):
+    with pytest.raises(UserError, match="unknown data set 'cifar': did you mean"):
+        image_format("cifar")
+    with pytest.raises(UserError, match="there is no image folder"):
+        image_format(str(tmp_path / "none"))

@@ -9,6 +9,8 @@ from strongreg.experiments.data.optional import import_optional
 from strongreg.experiments.data.splits import Source
 
 DIGITS_MAX_VALUE = 16.0
+DIGITS_SHAPE = (1, 8, 8)
+DIGITS_NUM_CLASSES = 10
 _SPLIT_SEED = 0
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from strongreg.experiments.data.cache import cached
 from strongreg.experiments.data.catalog import PUBLISHED, Published
-from strongreg.experiments.data.digits import DIGITS_MAX_VALUE, read_digits
+from strongreg.experiments.data.decode import Shape, decode_images
+from strongreg.experiments.data.digits import DIGITS_MAX_VALUE, DIGITS_NUM_CLASSES, DIGITS_SHAPE, read_digits
 from strongreg.experiments.data.folder import list_images, read_folder
 from strongreg.experiments.data.images import ImageData
 from strongreg.experiments.data.locate import Files, locate
@@ -52,14 +53,43 @@ def load_data(
         if _is_path(name):
             folder = Path(name).expanduser()
             return build_data(folder.resolve().name or name, _read_image_folder(folder), selection)
-        if name not in DATA_SETS and name and Path(name).is_dir():
-            raise UserError(f"unknown data set {name!r}: for the folder, write {os.curdir}{os.sep}{name}")
-        check_known("data set", name, DATA_SETS)
+        _check_name(name)
         if name == "digits":
             return build_data(name, read_digits(), selection, max_value=DIGITS_MAX_VALUE, standardize=False)
         return build_data(name, _read_published(name, PUBLISHED[name], data_dir), selection)
     except OSError as error:
         raise UserError(f"the data set {name} cannot be read: {first_line(error)}") from error
+
+
+def image_format(name: str) -> tuple[Shape, int]:
+    """What a network for a data set must fit, without the images at hand; of an image folder the first is read.
+
+    Args:
+        name: as for :func:`load_data`.
+
+    Returns:
+        Channels, height and width of every image; the number of classes.
+
+    Raises:
+        UserError: the name is unknown, or the folder cannot be read.
+    """
+    try:
+        if _is_path(name):
+            files = list_images(Path(name).expanduser())
+            first = (files.train + files.test)[0][0]
+            return decode_images([first], lambda _: str(first))[1], len(files.class_names)
+        _check_name(name)
+    except OSError as error:
+        raise UserError(f"the data set {name} cannot be read: {first_line(error)}") from error
+    if name == "digits":
+        return DIGITS_SHAPE, DIGITS_NUM_CLASSES
+    return PUBLISHED[name].shape, PUBLISHED[name].num_classes
+
+
+def _check_name(name: str) -> None:
+    if name not in DATA_SETS and name and Path(name).is_dir():
+        raise UserError(f"unknown data set {name!r}: for the folder, write {os.curdir}{os.sep}{name}")
+    check_known("data set", name, DATA_SETS)
 
 
 def _is_path(name: str) -> bool:

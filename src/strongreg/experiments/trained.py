@@ -1,0 +1,156 @@
+"""A trained network again, from the files of its run, or from its weights and a word on what it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from strongreg.compression import PackedFileError, is_packed, load_into, load_packed
+from strongreg.experiments.data import image_format
+from strongreg.experiments.engine.record import RECIPE_FILE, WEIGHTS_FILE
+from strongreg.experiments.errors import UserError
+from strongreg.experiments.models import ImageShape, build_model
+from strongreg.experiments.recipe import build_recipe, read_recipe
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with its weights.
+
+    Args:
+        model: on the CPU, in training mode.
+        image_shape: channels, height, width of the images it takes.
+        weights: the file that its weights come from.
+    """
+
+    model: nn.Module
+    image_shape: ImageShape
+    weights: Path
+
+
+def load_trained(
+    source: Path,
+    *,
+    weights: Path | None = None,
+    recipe: Path | None = None,
+    model: str | None = None,
+    image_shape: ImageShape | None = None,
+    num_classes: int | None = None,
+) -> Trained:
+    """Build a network and load its weights.
+
+    What it is says its recipe: the one given, or that beside the weights. The other arguments win over it; all three
+    together need none.
+
+    Args:
+        source: directory of a run, or one with a single run in or below it; or a packed or safetensors file.
+        weights: the file to take instead of the run's own.
+        recipe: a TOML file.
+        model: name of a network, or package.module:factory.
+        image_shape: channels, height, width.
+        num_classes: number of outputs.
+
+    Returns:
+        The network.
+
+    Raises:
+        UserError: a file is missing or damaged, the network is unknown or not said, or the weights do not fit it.
+    """
+    file, folder = _weights_file(source, weights)
+    beside = folder / RECIPE_FILE
+    described = None if recipe is None and not beside.is_file() else build_recipe({}, read_recipe(recipe or beside))
+    if described is None and None in (model, image_shape, num_classes):
+        raise UserError(f"which network is {file}? Give its --recipe, or --model, --image-shape and --num-classes")
+    options: dict[str, Any] = {}
+    if described is not None:
+        if model is None:
+            model, options = described.model.name, described.model.model_dump(exclude={"name"})
+        if image_shape is None or num_classes is None:
+            shape, classes = _format(described.data.name)
+            image_shape, num_classes = image_shape or shape, num_classes or classes
+    assert model is not None
+    assert image_shape is not None
+    assert num_classes is not None
+    network = build_model(model, image_shape, num_classes, **options)
+    try:
+        load_into(network, read_weights(file), file)
+    except ValueError as error:
+        built = f"{model} for images of {'x'.join(map(str, image_shape))} and {num_classes} classes"
+        raise UserError(f"{error}; the model is {built}") from error
+    return Trained(network, image_shape, file)
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Read a packed file or a safetensors file.
+
+    Args:
+        file: of either kind.
+
+    Returns:
+        Tensors by name, on the CPU.
+
+    Raises:
+        UserError: the file is missing, damaged, or of neither kind.
+    """
+    try:
+        return load_packed(file) if is_packed(file) else read_safetensors(file)
+    except PackedFileError as error:
+        raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Args:
+        file: where it is.
+
+    Returns:
+        Tensors by name, on the CPU.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another kind.
+    """
+    try:
+        return load(file.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{file} is no safetensors file, or damaged: {error}") from error
+
+
+def _weights_file(source: Path, weights: Path | None) -> tuple[Path, Path]:
+    """The file of weights, and the directory where its recipe may lie."""
+    if source.is_dir():
+        folder = _run_in(source)
+        file = weights or folder / WEIGHTS_FILE
+    elif weights is not None:
+        raise UserError(f"--weights {weights} replaces the weights of a run, and {source} is no directory: give one")
+    else:
+        folder, file = source.parent, source
+    if not file.is_file():
+        raise UserError(f"there is no file {file}: give the directory of a finished run, or a file of weights")
+    return file, folder
+
+
+def _run_in(directory: Path) -> Path:
+    """The run's own directory: the one given, or the only one with weights below it."""
+    if (directory / WEIGHTS_FILE).exists():
+        return directory
+    found = sorted(file.parent for file in directory.glob(f"**/{WEIGHTS_FILE}"))
+    if len(found) > 1:
+        raise UserError(f"{directory} holds {len(found)} runs: name one, such as {found[0]}")
+    return found[0] if found else directory
+
+
+def _format(data: str) -> tuple[ImageShape, int]:
+    try:
+        return image_format(data)
+    except UserError as error:
+        raise UserError(f"{error}; or give --image-shape and --num-classes") from error
