@@ -321,4 +321,5 @@ def test_examples_in_docstrings_run(path):
 @pytest.mark.parametrize("name", [n for n in strongreg.__all__ if not inspect.isabstract(getattr(strongreg, n))])
 def test_every_part_that_a_user_builds_shows_an_example(name):
     built_by_the_library = {"History", "PackedContents", "PackedFileError", "Summary", "SummaryRow"}
+    built_by_the_library |= {"SparsifyReport", "SparsifyRow"}
     assert name in built_by_the_library or ">>> " in inspect.getdoc(getattr(strongreg, name))

@@ -2,9 +2,13 @@
 
 from strongreg.compression import PackedContents as PackedContents
 from strongreg.compression import PackedFileError as PackedFileError
+from strongreg.compression import SparsifyReport as SparsifyReport
+from strongreg.compression import SparsifyRow as SparsifyRow
 from strongreg.compression import inspect_packed as inspect_packed
 from strongreg.compression import load_packed as load_packed
 from strongreg.compression import save_packed as save_packed
+from strongreg.compression import sparsify as sparsify
+from strongreg.compression import sparsify_and_report as sparsify_and_report
 from strongreg.gates import AlwaysOpen as AlwaysOpen
 from strongreg.gates import CoherenceGate as CoherenceGate
 from strongreg.gates import Delay as Delay
@@ -50,10 +54,14 @@ __all__ = [
     "Regularizer",
     "Schedule",
     "SparseGroup",
+    "SparsifyReport",
+    "SparsifyRow",
     "Summary",
     "SummaryRow",
     "effective_step_size",
     "inspect_packed",
     "load_packed",
     "save_packed",
+    "sparsify",
+    "sparsify_and_report",
 ]
