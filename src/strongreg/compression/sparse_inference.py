@@ -5,22 +5,17 @@ from __future__ import annotations
 import copy
 import math
 import numbers
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from strongreg.compression.sparse_layers import SparseConv1x1, SparseLinear
-from strongreg.compression.sparse_report import SparsifyReport, SparsifyRow
-from strongreg.timing import interleaved_medians
+from strongreg.compression.sparse_layers import SparseLinear
+from strongreg.compression.sparse_report import SparsifyReport
+from strongreg.compression.sparse_trial import Trial, trials_of
 
-_SMALLEST_SPARSITY = 0.5  # below it CSR was never faster, at any shape (benchmarks/README.md, Sparse inference)
-_DTYPES = (torch.float32, torch.float64)
-_SECONDS_PER_INPUT = 0.05
-_MOST_INPUTS = 4  # different ones of a layer that are measured
 _HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
@@ -30,6 +25,11 @@ _HOOKS = (
     "_backward_pre_hooks",
     "_backward_hooks",
     "_is_full_backward_hook",
+)
+
+_ELEMENTWISE = (
+    *(nn.Identity, nn.Dropout, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Softsign),
 )
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -46,7 +46,7 @@ def sparsify(
 
     Each ``nn.Linear``, and each ``nn.Conv2d`` of kernel size 1 (stride 1, no padding, one group), with half or more of
     its weights 0 is timed dense and in CSR, in turns, with the threads that torch has now. What is not faster stays as
-    it is. Layers are measured in float32 and float64 on the CPU, for about 0.2 s each at most.
+    it is. Layers are measured one by one, in float32 and float64 on the CPU, for about 0.2 s each at most.
 
     The copy computes what the model computes, within rounding. It is in eval mode, no parameter of it requires a
     gradient, and layers in CSR have no parameters; gradients of inputs are still there. Keep the model: what is fastest
@@ -116,7 +116,7 @@ def sparsify_and_report(
     _check_numbers(batch_size, min_speedup, given=example_inputs is not None)
     result = _copied(model)
     probe = result if example_inputs is None else _copied(model)  # a call may change what a network remembers
-    trials = _trials(probe)
+    trials = trials_of(probe)
     with torch.no_grad():
         if example_inputs is None:
             for trial in trials.values():
@@ -125,143 +125,7 @@ def sparsify_and_report(
             _measure_within(probe, args, kwargs, trials)
     chosen = {name: trial for name, trial in trials.items() if not trial.decide(min_speedup)}
     rows = tuple(trial.row(name) for name, trial in trials.items())
-    return _replaced(result, chosen), SparsifyReport(rows, torch.get_num_threads())
-
-
-# ---------------------------------------------------------------------- one layer
-
-
-@dataclass
-class _Trial:
-    """A layer, its form in CSR if it may have one, and the times of both.
-
-    Args:
-        dense: the layer.
-        reason: why it is left dense, as far as is known.
-    """
-
-    dense: nn.Module
-    reason: str
-    sparse: nn.Module | None = None
-    counts: dict[Any, int] = field(default_factory=dict)
-    times: dict[Any, list[float]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not self.reason:
-            form = SparseLinear if isinstance(self.dense, nn.Linear) else SparseConv1x1
-            weight, bias = self.dense.weight, self.dense.bias
-            assert isinstance(weight, Tensor)
-            assert bias is None or isinstance(bias, Tensor)
-            self.sparse = form(weight, bias)
-
-    def measure_rows(self, batch_size: int) -> None:
-        """Measure a linear layer with as many rows."""
-        if self.sparse is None:
-            return
-        if isinstance(self.dense, nn.Linear):
-            self.measure(torch.ones(batch_size, self.dense.in_features, dtype=self.dense.weight.dtype))
-        else:
-            self.reason = "a convolution, measured only with example_inputs"
-
-    def measure(self, inputs: Tensor) -> None:
-        """Measure both forms with this input, unless one like it was measured before."""
-        key = (tuple(inputs.shape), inputs.stride())
-        if self.sparse is None or (key not in self.counts and len(self.counts) == _MOST_INPUTS):
-            return
-        self.counts[key] = self.counts.get(key, 0) + 1
-        if self.counts[key] > 1 or self.reason:
-            return
-        dense, sparse = self.dense.forward, self.sparse.forward
-        try:
-            sparse(inputs)
-        except RuntimeError as error:
-            self.reason = f"CSR fails here ({str(error).partition(chr(10))[0]})"
-            return
-        self.times[key] = interleaved_medians(
-            [lambda: dense(inputs), lambda: sparse(inputs)], seconds=_SECONDS_PER_INPUT
-        )
-
-    def decide(self, min_speedup: float) -> str:
-        """Why the layer is left dense; empty if it is to be converted."""
-        if not self.reason and not self.times:
-            self.reason = "not called with these example_inputs"
-        dense, sparse = self._seconds()
-        if not self.reason and dense < min_speedup * sparse:
-            self.reason = f"not {min_speedup:g} times faster in CSR"
-        return self.reason
-
-    def row(self, name: str) -> SparsifyRow:
-        """What the report says."""
-        weight = self.dense._parameters.get("weight")
-        if weight is None or not _is_plain(weight):
-            return SparsifyRow(name, (), 0, 0, reason=self.reason)
-        inputs = tuple(shape for shape, _ in self.times)
-        zeros, shape = _num_zeros(weight), tuple(weight.shape)
-        return SparsifyRow(name, shape, zeros, weight.numel(), inputs, *self._seconds(), self.reason)
-
-    def _seconds(self) -> tuple[float, float]:
-        """Times of both forms, of all calls together."""
-        both = [[self.counts[key] * seconds for seconds in times] for key, times in self.times.items()]
-        return sum(times[0] for times in both), sum(times[1] for times in both)
-
-
-def _trials(model: nn.Module) -> dict[str, _Trial]:
-    """Every linear layer and convolution, by name."""
-    modules = dict(model.named_modules())
-    read = {
-        id(child)
-        for parent in modules.values()
-        if isinstance(parent, nn.TransformerEncoderLayer)
-        for child in parent.children()
-    }
-    trials: dict[str, _Trial] = {}
-    for name, module in modules.items():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            reason = _reason(module)
-            if "_orig_mod" in name.split("."):
-                reason = "compiled (sparsify before torch.compile)"
-            elif id(module) in read:
-                reason = "read, not called, by nn.TransformerEncoderLayer"
-            trials[name] = _Trial(module, reason)
-    return trials
-
-
-def _reason(module: nn.Linear | nn.Conv2d) -> str:
-    """Why a layer is not even measured; empty if it is."""
-    own, weight = module._parameters, module._parameters.get("weight")
-    if parametrize.is_parametrized(module):
-        return "parametrized (torch.nn.utils.parametrize.remove_parametrizations first)"
-    if type(module) not in (nn.Linear, nn.Conv2d):
-        return f"of class {type(module).__name__}"
-    if isinstance(module, nn.Conv2d) and not _is_pointwise(module):
-        return "not a 1x1 convolution with stride 1, no padding and one group"
-    if weight is None or "bias" not in own:
-        return "its weight or bias computed by a hook (torch.nn.utils.prune.remove or the like first)"
-    if "forward" in vars(module):
-        return "its forward replaced"
-    if not _is_plain(weight):
-        return f"its weight a {type(weight).__name__} of layout {weight.layout} on {weight.device.type}"
-    if weight.device.type != "cpu":
-        return f"on {weight.device.type} (CSR is measured on the CPU only)"
-    if weight.dtype not in _DTYPES:
-        return f"in {weight.dtype} (CSR computes in float32 and float64 only)"
-    if _num_zeros(weight) < _SMALLEST_SPARSITY * weight.numel() or not weight.numel():
-        return f"fewer than {_SMALLEST_SPARSITY:.0%} zeros"
-    return ""
-
-
-def _is_plain(weight: nn.Parameter) -> bool:
-    """Whether it is a dense tensor with values, and of no class that computes in its own way."""
-    return type(weight) is nn.Parameter and weight.layout == torch.strided and not weight.is_meta
-
-
-def _is_pointwise(module: nn.Conv2d) -> bool:
-    padded = module.padding not in ("same", "valid", (0, 0))
-    return module.kernel_size == module.stride == (1, 1) and module.groups == 1 and not padded
-
-
-def _num_zeros(weight: Tensor) -> int:
-    return int((weight == 0).sum())
+    return _chained(_replaced(result, chosen)), SparsifyReport(rows, torch.get_num_threads())
 
 
 # ---------------------------------------------------------------------- the network
@@ -278,11 +142,11 @@ def _copied(model: nn.Module) -> nn.Module:
 
 
 def _measure_within(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], trials: Mapping[str, _Trial]
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], trials: Mapping[str, Trial]
 ) -> None:
     """Call the model once, and measure each layer when it is called, with what it is called with."""
 
-    def measurer(trial: _Trial) -> Any:
+    def measurer(trial: Trial) -> Any:
         return lambda _, args, kwargs: trial.measure(args[0] if args else kwargs["input"])
 
     for trial in trials.values():
@@ -291,7 +155,7 @@ def _measure_within(
     model(*args, **kwargs)
 
 
-def _replaced(model: nn.Module, chosen: Mapping[str, _Trial]) -> nn.Module:
+def _replaced(model: nn.Module, chosen: Mapping[str, Trial]) -> nn.Module:
     """The model with layers replaced, everywhere where they are used."""
     modules = dict(model.named_modules())
     forms: dict[int, nn.Module] = {}
@@ -304,6 +168,21 @@ def _replaced(model: nn.Module, chosen: Mapping[str, _Trial]) -> nn.Module:
         for name, child in parent._modules.items():
             parent._modules[name] = forms.get(id(child), child)
     return forms.get(id(model), model)
+
+
+def _chained(model: nn.Module) -> nn.Module:
+    """The model, in which a layer passes its output on as it is where only linear layers of a Sequential see it."""
+    uses = Counter(id(child) for parent in model.modules() for child in parent._modules.values())
+    for parent in model.modules():
+        if type(parent) is not nn.Sequential:
+            continue
+        waiting: SparseLinear | None = None
+        for child in parent:
+            if waiting is not None and type(child) in (nn.Linear, SparseLinear):
+                waiting.contiguous = False
+            if type(child) not in _ELEMENTWISE:
+                waiting = child if isinstance(child, SparseLinear) and uses[id(child)] == 1 else None
+    return model
 
 
 # ---------------------------------------------------------------------- checks of arguments

@@ -54,7 +54,7 @@ class _SparseLayer(nn.Module):
             input: as the dense layer takes it, in the dtype of the weight.
 
         Returns:
-            Tensor of the shape that the dense layer returns, and contiguous as there.
+            Tensor of the shape that the dense layer returns, and contiguous as there (unless ``contiguous`` is False).
 
         Raises:
             ValueError: the input has another number of features or channels.
@@ -118,6 +118,8 @@ class SparseLinear(_SparseLayer):
     """``torch.nn.Linear`` with a weight in CSR. It has no parameters: it computes, and is not trained.
 
     Zeros of the weight are left out, so that an input that is infinite or NaN does not become NaN where it meets one.
+    The kernel takes and gives columns, so that a matrix is transposed twice. Where the attribute ``contiguous`` is
+    False it comes back without the second, and the next layer of this kind spares the first.
 
     Args:
         weight: (out_features, in_features), dense.
@@ -134,6 +136,7 @@ class SparseLinear(_SparseLayer):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(weight, bias)
         self.out_features, self.in_features = self._shape
+        self.contiguous = True
 
     def _fits(self, shape: torch.Size) -> bool:
         return len(shape) > 0 and shape[-1] == self.in_features
@@ -146,7 +149,7 @@ class SparseLinear(_SparseLayer):
 
     def _sparse(self, input: Tensor, csr: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
         if input.dim() == 2:
-            return _rows_times(input, csr, bias)
+            return _rows_times(input, csr, bias, contiguous=self.contiguous)
         rows = _rows_times(input.reshape(-1, self.in_features), csr, bias)
         return rows.view(*input.shape[:-1], self.out_features)
 
@@ -201,20 +204,22 @@ class SparseConv1x1(_SparseLayer):
         return output.view(num, self.out_channels, height, width)
 
 
-def _rows_times(rows: Tensor, csr: Tensor, bias: Tensor | None) -> Tensor:
-    r"""The product :math:`X W^\top + b`, contiguous, by what was fastest for so many rows (benchmarks/README.md).
+def _rows_times(rows: Tensor, csr: Tensor, bias: Tensor | None, *, contiguous: bool = True) -> Tensor:
+    r"""The product :math:`X W^\top + b`, by what was fastest for so many rows (benchmarks/README.md, Sparse inference).
 
     Args:
         rows: X, (n, in).
         csr: W, (out, in).
         bias: b, (out,).
+        contiguous: whether the output must be.
 
     Returns:
         Tensor of shape (n, out).
     """
     num = rows.shape[0]
     if num > _FEW_ROWS or not _HAS_MKL:  # torch without MKL has only this way
-        return _times_columns(csr, rows.t(), bias).t().contiguous()
+        output = _times_columns(csr, rows.t(), bias).t()
+        return output.contiguous() if contiguous else output
     if num == 1:
         row = rows[0]
         return (torch.mv(csr, row) if bias is None else torch.addmv(bias, csr, row)).unsqueeze(0)
