@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import strongreg
 from strongreg import SparsifyReport, SparsifyRow, load_packed, save_packed, sparsify, sparsify_and_report
-from strongreg.compression import SparseConv1x1, SparseLinear, sparse_inference, sparse_layers
+from strongreg.compression import SparseConv1x1, SparseLinear, sparse_layers, sparse_trial
 from strongreg.experiments.models import build_model
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -55,7 +55,7 @@ def measured(monkeypatch):
         assert dense.shape == sparse.shape
         return [Measured.ratio * 1e-3, 1e-3]
 
-    monkeypatch.setattr(sparse_inference, "interleaved_medians", medians)
+    monkeypatch.setattr(sparse_trial, "interleaved_medians", medians)
     return Measured
 
 
@@ -300,7 +300,7 @@ def test_layers_that_are_not_faster_stay(measured, ratio, asked, converted):
 
 def test_each_layer_is_decided_by_itself(monkeypatch):
     times = iter([[2e-3, 1e-3], [1e-3, 2e-3], [3e-3, 1e-3]])
-    monkeypatch.setattr(sparse_inference, "interleaved_medians", lambda functions, seconds: next(times))
+    monkeypatch.setattr(sparse_trial, "interleaved_medians", lambda functions, seconds: next(times))
     fast, report = sparsify_and_report(mlp())
     assert [type(module) for module in fast] == [SparseLinear, nn.ReLU, nn.Linear, SparseLinear]
     assert [row.name for row in report.converted] == ["0", "3"]
@@ -390,6 +390,38 @@ def test_tied_weights_and_layers_used_twice(measured):
     assert body.inputs == ((2, 5, 6),)
     assert (body.dense_seconds, body.sparse_seconds) == pytest.approx((4e-3, 2e-3))  # called twice, measured once
     assert measured.calls == 2
+
+
+@pytest.mark.usefixtures("measured")
+def test_linear_layers_of_a_sequential_pass_columns_on():
+    layers = [nn.Linear(12, 10), nn.ReLU(), nn.Dropout(), nn.Linear(10, 8), nn.Flatten(), nn.Linear(8, 6), nn.GELU()]
+    model = make_sparse(nn.Sequential(*layers, nn.Linear(6, 4)))
+    fast = sparsify(model)
+    assert [m.contiguous for m in fast if isinstance(m, SparseLinear)] == [False, True, False, True]
+    for shape in ((5,), (1,), (2,), (0,), (), (5, 3)):
+        x = torch.randn(*shape, 12)
+        steps = nn.Sequential(*(m for m in (model if len(shape) == 1 else model[:4])))
+        y = (fast if len(shape) == 1 else fast[:4])(x)
+        assert difference(y, steps.eval()(x)) <= 1e-5
+        assert y.is_contiguous()
+
+
+@pytest.mark.usefixtures("measured")
+def test_columns_are_passed_on_only_where_nothing_else_sees_them():
+    class Own(nn.Sequential):
+        pass
+
+    shared = nn.Linear(6, 6)
+    for model in (
+        nn.Sequential(nn.Linear(6, 6), nn.Softmax(1), nn.Linear(6, 6)),
+        nn.Sequential(nn.Linear(6, 6), nn.ReLU()),
+        nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6)]),
+        Own(nn.Linear(6, 6), nn.Linear(6, 6)),
+        nn.Sequential(nn.Sequential(shared, nn.Linear(6, 6)), shared),
+    ):
+        fast = sparsify(make_sparse(model))
+        assert all(m.contiguous for m in fast.modules() if isinstance(m, SparseLinear))
+    assert not sparsify(make_sparse(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))))[0].contiguous
 
 
 @pytest.mark.usefixtures("measured")
@@ -540,7 +572,7 @@ def test_a_layer_that_the_examples_do_not_reach_is_left():
 
 
 def test_where_torch_has_no_kernel_layers_are_left(measured, monkeypatch):
-    def missing(*_):
+    def missing(*_, **__):
         raise NotImplementedError("Calling addmm on a sparse CPU tensor requires MKL\nsecond line")
 
     monkeypatch.setattr(sparse_layers, "_rows_times", missing)
@@ -583,7 +615,7 @@ def test_inputs_of_many_shapes_are_weighed_by_how_often_they_come(monkeypatch):
         seen.append(len(functions[0]()))
         return times[seen[-1]]
 
-    monkeypatch.setattr(sparse_inference, "interleaved_medians", medians)
+    monkeypatch.setattr(sparse_trial, "interleaved_medians", medians)
 
     class Unrolled(nn.Module):
         def __init__(self):
