@@ -40,6 +40,11 @@ def test_the_code_runs(code, tmp_path, monkeypatch):
         "num_steps": 4,
     }
     exec(code, names)
+    if "report" in names:
+        images = torch.randn(3, 1, 8, 8)
+        assert torch.allclose(names["fast"](images), model(images), atol=1e-5)
+        assert {row.name for row in names["report"].layers} >= {"body", "head"}
+        return
     if "reg" not in names:
         assert "packed" in code
         assert (tmp_path / "model.packed").stat().st_size == names["contents"].file_bytes

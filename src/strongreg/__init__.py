@@ -6,6 +6,8 @@ from strongreg.compression import PackedContents as PackedContents
 from strongreg.compression import PackedFileError as PackedFileError
 from strongreg.compression import ShrinkError as ShrinkError
 from strongreg.compression import ShrinkReport as ShrinkReport
+from strongreg.compression import SparsifyReport as SparsifyReport
+from strongreg.compression import SparsifyRow as SparsifyRow
 from strongreg.compression import export_onnx as export_onnx
 from strongreg.compression import export_pt2 as export_pt2
 from strongreg.compression import inspect_packed as inspect_packed
@@ -14,6 +16,8 @@ from strongreg.compression import load_shrunk as load_shrunk
 from strongreg.compression import save_packed as save_packed
 from strongreg.compression import shrink as shrink
 from strongreg.compression import shrink_and_report as shrink_and_report
+from strongreg.compression import sparsify as sparsify
+from strongreg.compression import sparsify_and_report as sparsify_and_report
 from strongreg.gates import AlwaysOpen as AlwaysOpen
 from strongreg.gates import CoherenceGate as CoherenceGate
 from strongreg.gates import Delay as Delay
@@ -63,6 +67,8 @@ __all__ = [
     "ShrinkError",
     "ShrinkReport",
     "SparseGroup",
+    "SparsifyReport",
+    "SparsifyRow",
     "Summary",
     "SummaryRow",
     "effective_step_size",
@@ -74,4 +80,6 @@ __all__ = [
     "save_packed",
     "shrink",
     "shrink_and_report",
+    "sparsify",
+    "sparsify_and_report",
 ]

@@ -19,6 +19,12 @@ from strongreg.compression.shrinking import ShrunkTensor as ShrunkTensor
 from strongreg.compression.shrinking import load_shrunk as load_shrunk
 from strongreg.compression.shrinking import shrink as shrink
 from strongreg.compression.shrinking import shrink_and_report as shrink_and_report
+from strongreg.compression.sparse_inference import sparsify as sparsify
+from strongreg.compression.sparse_inference import sparsify_and_report as sparsify_and_report
+from strongreg.compression.sparse_layers import SparseConv1x1 as SparseConv1x1
+from strongreg.compression.sparse_layers import SparseLinear as SparseLinear
+from strongreg.compression.sparse_report import SparsifyReport as SparsifyReport
+from strongreg.compression.sparse_report import SparsifyRow as SparsifyRow
 from strongreg.compression.values import Values as Values
 
 __all__ = [
@@ -31,6 +37,10 @@ __all__ = [
     "ShrinkError",
     "ShrinkReport",
     "ShrunkTensor",
+    "SparseConv1x1",
+    "SparseLinear",
+    "SparsifyReport",
+    "SparsifyRow",
     "Values",
     "export_onnx",
     "export_pt2",
@@ -42,4 +52,6 @@ __all__ = [
     "save_packed",
     "shrink",
     "shrink_and_report",
+    "sparsify",
+    "sparsify_and_report",
 ]
