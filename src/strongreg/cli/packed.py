@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 
 from strongreg.compression import PackedContents, PackedFileError, inspect_packed, load_packed, save_packed
-from strongreg.compression.values import VALUES
+from strongreg.compression.packing.values import VALUES
 from strongreg.experiments.engine.record import WEIGHTS_FILE
 from strongreg.experiments.errors import UserError, check_known
 from strongreg.experiments.trained import read_safetensors

@@ -1,4 +1,4 @@
-"""What can be wrong with a packed file."""
+"""What can be wrong with a packed file, an export or a network to shrink."""
 
 from __future__ import annotations
 
@@ -9,3 +9,7 @@ class PackedFileError(ValueError):
 
 class ExportError(RuntimeError):
     """A network cannot be exported, or what was exported computes something else."""
+
+
+class ShrinkError(ValueError):
+    """The network cannot be looked into, so that nothing of it can be removed."""

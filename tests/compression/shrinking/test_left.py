@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from compression.shrinking.networks import outputs_of, zero
-from strongreg.compression.shrinking import ShrinkError, shrink, shrink_and_report
+from strongreg.compression import ShrinkError, shrink, shrink_and_report
 
 
 def _reasons(report):

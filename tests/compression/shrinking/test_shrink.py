@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from compression.shrinking.networks import NETWORKS, inputs_of, outputs_of, with_zeros, zero
-from strongreg.compression.shrinking import ShrinkError, shrink, shrink_and_report
+from strongreg.compression import ShrinkError, shrink, shrink_and_report
 from strongreg.compression.shrinking.shrink import _Work
 from strongreg.experiments.models import MODELS, build_model
 

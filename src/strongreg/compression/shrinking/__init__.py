@@ -1,6 +1,5 @@
 """Physical shrinking: a smaller network that computes the same function."""
 
-from strongreg.compression.shrinking.capture import ShrinkError as ShrinkError
 from strongreg.compression.shrinking.report import LeftZeros as LeftZeros
 from strongreg.compression.shrinking.report import ShrinkReport as ShrinkReport
 from strongreg.compression.shrinking.report import ShrunkTensor as ShrunkTensor
@@ -8,4 +7,4 @@ from strongreg.compression.shrinking.shrink import shrink as shrink
 from strongreg.compression.shrinking.shrink import shrink_and_report as shrink_and_report
 from strongreg.compression.shrinking.surgery import load_shrunk as load_shrunk
 
-__all__ = ["LeftZeros", "ShrinkError", "ShrinkReport", "ShrunkTensor", "load_shrunk", "shrink", "shrink_and_report"]
+__all__ = ["LeftZeros", "ShrinkReport", "ShrunkTensor", "load_shrunk", "shrink", "shrink_and_report"]

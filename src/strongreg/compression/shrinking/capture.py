@@ -14,11 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
+from strongreg.compression.errors import ShrinkError
 from strongreg.compression.shrinking.operations import name_of
-
-
-class ShrinkError(ValueError):
-    """The network cannot be looked into, so that nothing of it can be removed."""
 
 
 @dataclass(frozen=True)

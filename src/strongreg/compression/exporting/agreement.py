@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from strongreg.compression.capture import Candidate, reason, tensors_of
 from strongreg.compression.errors import ExportError
+from strongreg.compression.exporting.capture import Candidate, reason, tensors_of
 
 TOLERANCE = 1e-4
 """Largest difference that is taken for rounding, relative to the largest number of an output."""

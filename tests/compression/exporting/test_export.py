@@ -16,9 +16,9 @@ from torch import nn
 
 import strongreg
 from strongreg import ExportError, export_onnx, export_pt2
-from strongreg.compression import agreement, capture, export
-from strongreg.compression.agreement import relative_difference
-from strongreg.compression.capture import Candidate
+from strongreg.compression.exporting import agreement, capture, export
+from strongreg.compression.exporting.agreement import relative_difference
+from strongreg.compression.exporting.capture import Candidate
 from strongreg.experiments.models import build_model
 
 

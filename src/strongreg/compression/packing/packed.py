@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from strongreg.compression import codec, positions
-from strongreg.compression.contents import PackedContents
-from strongreg.compression.directory import Entry, Stream, read_directory, write_directory
 from strongreg.compression.errors import PackedFileError
-from strongreg.compression.values import (
+from strongreg.compression.packing import codec, positions
+from strongreg.compression.packing.contents import PackedContents
+from strongreg.compression.packing.directory import Entry, Stream, read_directory, write_directory
+from strongreg.compression.packing.values import (
     DTYPES,
     SCALE,
     VALUES,

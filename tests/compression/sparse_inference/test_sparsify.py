@@ -17,7 +17,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import strongreg
 from strongreg import SparsifyReport, SparsifyRow, load_packed, save_packed, sparsify, sparsify_and_report
-from strongreg.compression import SparseConv1x1, SparseLinear, sparse_layers, sparse_trial
+from strongreg.compression import SparseConv1x1, SparseLinear
+from strongreg.compression.sparse_inference import layers, trial
 from strongreg.experiments.models import build_model
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -55,7 +56,7 @@ def measured(monkeypatch):
         assert dense.shape == sparse.shape
         return [Measured.ratio * 1e-3, 1e-3]
 
-    monkeypatch.setattr(sparse_trial, "interleaved_medians", medians)
+    monkeypatch.setattr(trial, "interleaved_medians", medians)
     return Measured
 
 
@@ -72,7 +73,7 @@ def mlp(**kwargs) -> nn.Module:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (2,), (3,), (4,), (65,), (1, 1), (2, 3), (2, 0), (2, 3, 4)])
 def test_a_sparse_linear_layer_is_the_dense_one(monkeypatch, shape, bias, dtype, has_mkl):
-    monkeypatch.setattr(sparse_layers, "_HAS_MKL", has_mkl and sparse_layers._HAS_MKL)
+    monkeypatch.setattr(layers, "_HAS_MKL", has_mkl and layers._HAS_MKL)
     dense = make_sparse(nn.Linear(30, 20, bias=bias, dtype=dtype))
     sparse = SparseLinear(dense.weight, dense.bias)
     x = torch.randn(*shape, 30, dtype=dtype)
@@ -300,7 +301,7 @@ def test_layers_that_are_not_faster_stay(measured, ratio, asked, converted):
 
 def test_each_layer_is_decided_by_itself(monkeypatch):
     times = iter([[2e-3, 1e-3], [1e-3, 2e-3], [3e-3, 1e-3]])
-    monkeypatch.setattr(sparse_trial, "interleaved_medians", lambda functions, seconds: next(times))
+    monkeypatch.setattr(trial, "interleaved_medians", lambda functions, seconds: next(times))
     fast, report = sparsify_and_report(mlp())
     assert [type(module) for module in fast] == [SparseLinear, nn.ReLU, nn.Linear, SparseLinear]
     assert [row.name for row in report.converted] == ["0", "3"]
@@ -575,7 +576,7 @@ def test_where_torch_has_no_kernel_layers_are_left(measured, monkeypatch):
     def missing(*_, **__):
         raise NotImplementedError("Calling addmm on a sparse CPU tensor requires MKL\nsecond line")
 
-    monkeypatch.setattr(sparse_layers, "_rows_times", missing)
+    monkeypatch.setattr(layers, "_rows_times", missing)
     for example in (None, torch.randn(1, 12)):
         fast, report = sparsify_and_report(mlp(), example)
         assert {row.reason for row in report.layers} == {
@@ -615,7 +616,7 @@ def test_inputs_of_many_shapes_are_weighed_by_how_often_they_come(monkeypatch):
         seen.append(len(functions[0]()))
         return times[seen[-1]]
 
-    monkeypatch.setattr(sparse_trial, "interleaved_medians", medians)
+    monkeypatch.setattr(trial, "interleaved_medians", medians)
 
     class Unrolled(nn.Module):
         def __init__(self):

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from strongreg.compression.agreement import compare
-from strongreg.compression.capture import Candidate, quiet, reason
 from strongreg.compression.errors import ExportError
+from strongreg.compression.exporting.agreement import compare
+from strongreg.compression.exporting.capture import Candidate, quiet, reason
 from strongreg.files import write_bytes
 
 FIRST_OPSET = 18

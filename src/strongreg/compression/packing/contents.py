@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from strongreg.compression.directory import Entry
+from strongreg.compression.packing.directory import Entry
 from strongreg.text_table import text_table
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from strongreg.compression.sparse_layers import SparseLinear
-from strongreg.compression.sparse_report import SparsifyReport
-from strongreg.compression.sparse_trial import Trial, trials_of
+from strongreg.compression.sparse_inference.layers import SparseLinear
+from strongreg.compression.sparse_inference.report import SparsifyReport
+from strongreg.compression.sparse_inference.trial import Trial, trials_of
 
 _HOOKS = (
     "_forward_pre_hooks",

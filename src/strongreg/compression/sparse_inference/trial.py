@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from strongreg.compression.sparse_layers import SparseConv1x1, SparseLinear
-from strongreg.compression.sparse_report import SparsifyRow
+from strongreg.compression.sparse_inference.layers import SparseConv1x1, SparseLinear
+from strongreg.compression.sparse_inference.report import SparsifyRow
 from strongreg.timing import interleaved_medians
 
 _SMALLEST_SPARSITY = 0.5  # below it hardly any shape is faster in CSR (benchmarks/README.md, Sparse inference)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from strongreg.compression.errors import PackedFileError
-from strongreg.compression.positions import Mask
+from strongreg.compression.packing.positions import Mask
 
 Values = Literal["fp32", "bf16", "fp16", "int8"]
 VALUES: tuple[Values, ...] = get_args(Values)

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from strongreg.compression.codec import CODECS
 from strongreg.compression.errors import PackedFileError
-from strongreg.compression.positions import gaps_allowed, largest_gaps
-from strongreg.compression.values import DTYPES, SCALE_BYTES, SIGNED_ZEROS, storable
+from strongreg.compression.packing.codec import CODECS
+from strongreg.compression.packing.positions import gaps_allowed, largest_gaps
+from strongreg.compression.packing.values import DTYPES, SCALE_BYTES, SIGNED_ZEROS, storable
 
 VERSION = 1
 LAYOUTS = ("dense", "mask", "gaps", "tied")

@@ -24,7 +24,7 @@ from torch import nn
 import strongreg
 from strongreg import PackedFileError, inspect_packed, load_packed, save_packed
 from strongreg.compression import is_packed
-from strongreg.compression.values import DTYPES
+from strongreg.compression.packing.values import DTYPES
 from strongreg.experiments.models import build_model
 
 
