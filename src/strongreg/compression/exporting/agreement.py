@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from strongreg.compression.errors import ExportError
-from strongreg.compression.exporting.capture import Candidate, reason, tensors_of
+from strongreg.compression.exporting.capture import Candidate, tensors_of
+from strongreg.compression.torch_export import reason
 
 TOLERANCE = 1e-4
 """Largest difference that is taken for rounding, relative to the largest number of an output."""

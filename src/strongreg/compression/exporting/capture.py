@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
-import sys
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from strongreg.compression.errors import ExportError
-
-_LONGEST_REASON = 300
-_LOUD = ("torch", "onnxscript")
-_OF_THE_EXPORTER: tuple[tuple[type[Warning], str], ...] = (
-    (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated"),
-    (UserWarning, r"The tensor attributes? .*_flat_weights"),  # every LSTM, GRU and RNN of torch
-)
-"""What torch 2.13 warns of in its own code; warnings of the network itself pass."""
+from strongreg.compression.torch_export import quiet_export, reason
 
 
 @dataclass(frozen=True)
@@ -135,7 +123,7 @@ class Candidate:
                 if batched:
                     shapes[each] = {0: batch}
         try:
-            with _standard_error_of_success(), quiet(), torch.no_grad():
+            with quiet_export(), torch.no_grad():
                 return torch.export.export(self.model, inputs, dynamic_shapes=shapes)
         except Exception as error:
             if dynamic_batch and "Constraints violated" in str(error):
@@ -165,47 +153,6 @@ def tensors_of(outputs: Any) -> list[Tensor]:
     if not isinstance(outputs, list | tuple):
         raise TypeError(f"the network returns a {type(outputs).__name__}: it must return tensors, alone or in tuples")
     return [tensor for part in outputs for tensor in tensors_of(part)]
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence what torch's exporters log, and warn of in their own code."""
-    loggers = [logging.getLogger(name) for name in _LOUD]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        for category, message in _OF_THE_EXPORTER:
-            warnings.filterwarnings("ignore", message, category)
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.CRITICAL)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
-def reason(error: BaseException) -> str:
-    """What lies at the bottom of an exception, in one line.
-
-    Args:
-        error: any exception.
-
-    Returns:
-        The first line of the text of its first cause, or its type.
-    """
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0][:_LONGEST_REASON] if lines else type(error).__name__
-
-
-@contextlib.contextmanager
-def _standard_error_of_success() -> Iterator[None]:
-    """Where torch.export fails it prints half a graph there; where it does not, the network's own words pass."""
-    printed = io.StringIO()
-    with contextlib.redirect_stderr(printed):
-        yield
-    sys.stderr.write(printed.getvalue())
 
 
 def _drawn(example: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from strongreg.compression.errors import ExportError
 from strongreg.compression.exporting.agreement import compare
-from strongreg.compression.exporting.capture import Candidate, quiet, reason
+from strongreg.compression.exporting.capture import Candidate
+from strongreg.compression.torch_export import quiet, reason
 from strongreg.files import write_bytes
 
 FIRST_OPSET = 18

@@ -104,6 +104,9 @@ class Tie:
 
 Axes = list[Axis]
 
+_REORDERINGS = frozenset(("roll", "channel_shuffle"))
+"""Movements that put indices into an order that depends on how many there are."""
+
 
 @dataclass
 class Coupling:
@@ -230,6 +233,10 @@ def _split(node: fx.Node, found: Mapping[fx.Node, Value], coupling: Coupling) ->
 
 def _moved(taken: Tensor, shape: torch.Size, own: Axes, coupling: Coupling, name: str) -> Axes:
     """The axes of a tensor whose elements are taken from another, -1 for a filler."""
+    if name in _REORDERINGS:
+        for a, axis in enumerate(own):
+            if not torch.equal(taken, taken.sort(a).values):
+                axis.fix(f"{name} changes its order")
     places = [place.masked_fill(taken < 0, -1) for place in torch.unravel_index(taken.clamp(min=0), shape)]
     axes: list[Axis | None] = [Axis(1, "it has one index") if size == 1 else None for size in taken.shape]
     is_done = [axis.size == 1 for axis in own]

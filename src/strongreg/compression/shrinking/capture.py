@@ -6,16 +6,19 @@ import contextlib
 import copy
 import io
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import UninitializedParameter
 
 from strongreg.compression.errors import ShrinkError
 from strongreg.compression.shrinking.operations import name_of
+from strongreg.compression.torch_export import quiet_export, reason
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,14 @@ class Program:
         names: of the network's parameters and buffers, by their placeholders.
         tensors: parameters, buffers and other constants, by their placeholders.
         example: the values of the other placeholders, the network's inputs.
+        of_layers: the names of the weights of linear layers and convolutions, which add a bias if they are given one.
     """
 
     nodes: tuple[fx.Node, ...]
     names: Mapping[fx.Node, str]
     tensors: Mapping[fx.Node, Tensor]
     example: Mapping[fx.Node, Any]
+    of_layers: frozenset[str]
 
     @property
     def output(self) -> fx.Node:
@@ -53,24 +58,26 @@ def capture(model: nn.Module, inputs: tuple[Any, ...]) -> Program:
     Raises:
         ShrinkError: torch.export cannot follow the network, or a weight is not finite.
     """
-    model = copy.deepcopy(model).cpu().eval()
+    _check_weights(model)
+    model = copied(model).cpu().eval()
     inputs = on_cpu(inputs)
     if any(isinstance(x, Tensor) and not x.numel() for x in torch.utils._pytree.tree_leaves(inputs)):
         raise ShrinkError("an example input has no elements, and shows nothing of the network: give one example")
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ShrinkError(f"{name} holds NaN or infinity: shrink a network that has been trained without")
     try:
-        with quiet():
+        with quiet_export(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
             exported = torch.export.export(model, inputs, strict=False).run_decompositions({})
     except Exception as error:  # torch.export raises whatever the network's own code does
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ShrinkError(f"torch.export cannot follow {type(model).__name__} on these inputs: {reason}") from error
+        name = type(model).__name__
+        raise ShrinkError(f"torch.export cannot follow {name} on these inputs: {reason(error)}") from error
     # assertions on dtypes compute nothing
     nodes = tuple(node for node in exported.graph.nodes if not name_of(node).startswith("_assert"))
+    if any(node.op == "get_attr" for node in nodes):
+        name = type(model).__name__
+        raise ShrinkError(f"{name} branches on its data (torch.cond and the like), which cannot be followed")
     placeholders = {node.name: node for node in nodes if node.op == "placeholder"}
     given = iter(torch.utils._pytree.tree_leaves(inputs))
-    own = {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())}
+    own = set(model.state_dict(keep_vars=True)) | {name for name, _ in model.named_parameters(remove_duplicate=False)}
     names: dict[fx.Node, str] = {}
     tensors: dict[fx.Node, Tensor] = {}
     example: dict[fx.Node, Any] = {}
@@ -82,7 +89,43 @@ def capture(model: nn.Module, inputs: tuple[Any, ...]) -> Program:
             tensors[node] = _tensor(exported, model, spec.target)
             if spec.target in own:
                 names[node] = spec.target
-    return Program(nodes, names, tensors, example)
+    layers = ((path, x) for path, x in model.named_modules() if isinstance(x, nn.Linear | _ConvNd))
+    of_layers = frozenset(f"{path}.weight".removeprefix(".") for path, _ in layers)
+    return Program(nodes, names, tensors, example, of_layers)
+
+
+def _check_weights(model: nn.Module) -> None:
+    """Weights that can be looked at; buffers may hold anything, such as -inf in a mask."""
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise ShrinkError(f"{name} has no shape yet: call the network once, so that its lazy layers are built")
+        if parameter.is_meta:
+            raise ShrinkError(f"{name} is on the meta device, without values: load the network's weights first")
+        if parameter.is_complex():
+            raise ShrinkError(f"{name} is complex: only networks of real weights are shrunk")
+        if parameter.is_floating_point() and not parameter.isfinite().all():
+            raise ShrinkError(f"{name} holds NaN or infinity: shrink a network that has been trained without")
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of a network.
+
+    Args:
+        model: the network.
+
+    Returns:
+        The copy.
+
+    Raises:
+        ShrinkError: it cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever the network's own __deepcopy__ and what it holds raise
+        raise ShrinkError(
+            f"{type(model).__name__} cannot be copied: {reason(error)}. Where a weight is computed from others "
+            "(torch.nn.utils.prune, weight_norm), make it a parameter first: prune.remove, remove_weight_norm"
+        ) from error
 
 
 def _tensor(exported: torch.export.ExportedProgram, model: nn.Module, name: str) -> Tensor:
@@ -101,11 +144,3 @@ def on_cpu(inputs: Any) -> Any:
         The same nesting.
     """
     return torch.utils._pytree.tree_map(lambda x: x.detach().cpu().clone() if isinstance(x, Tensor) else x, inputs)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what torch.export says to itself from the user."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield

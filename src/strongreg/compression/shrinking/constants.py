@@ -26,8 +26,11 @@ from strongreg.compression.shrinking.operations import (
     TRANSPOSED_CONVOLUTIONS,
     argument,
     arguments,
+    channel_dim,
+    channels_read,
     in_float64,
     name_of,
+    on_image,
     reduced_dims,
     run,
     sources,
@@ -171,8 +174,25 @@ def _cat(node: fx.Node, found: Mapping[fx.Node, Value]) -> Value:
     return Known(join([in_float64(x.value) for x in parts], dim), join([x.unknown for x in parts], dim))
 
 
+def _convolution(node: fx.Node, found: Mapping[fx.Node, Value]) -> Value:
+    """An output is known if every channel that it weighs is, and they add the same at every place of any image."""
+    known, weight = found[argument(node, 0)], found[argument(node, 1)]
+    bias_node = argument(node, 2, "bias", None)
+    if weight.unknown.any() or (bias_node is not None and found[bias_node].unknown.any()):
+        return _whole(node, found)
+    dim = channel_dim(node, known.shape)
+    places = known.value.movedim(dim, 0).flatten(1)
+    varies = known.unknown.movedim(dim, 0).flatten(1).any(1) | (places != places[:, :1]).any(1)
+    used = weight.value != 0
+    unknown = (channels_read(node, used, len(varies)) & varies).any(1)
+    at_border = used & ~on_image(node) if name_of(node) in CONVOLUTIONS else used
+    unknown |= (channels_read(node, at_border, len(varies)) & (places[:, 0] != 0)).any(1)
+    value = run(node, lambda source: _values(found[source]))
+    return _masked(value, unknown.reshape(-1, *[1] * (value.dim() - dim - 1)).expand(value.shape))
+
+
 def _linear(node: fx.Node, found: Mapping[fx.Node, Value]) -> Value:
-    """Also convolutions: an output is known if every input that it weighs is."""
+    """An output is known if every input that it weighs is."""
     inputs, weight = found[argument(node, 0)], found[argument(node, 1)]
     if weight.unknown.any():
         return _whole(node, found)
@@ -180,10 +200,8 @@ def _linear(node: fx.Node, found: Mapping[fx.Node, Value]) -> Value:
     if bias_node is not None and found[bias_node].unknown.any():
         return _whole(node, found)
     value = run(node, lambda source: _values(found[source]))
-    counted = {argument(node, 0): inputs.unknown.double(), argument(node, 1): (weight.value != 0).double()}
-    if bias_node is not None:
-        counted[bias_node] = torch.zeros_like(found[bias_node].value)
-    return _masked(value, run(node, counted.__getitem__) > 0.5)
+    unknown = functional.linear(inputs.unknown.double(), (weight.value != 0).double())
+    return _masked(value, unknown > 0.5)
 
 
 def _matrix_product(node: fx.Node, found: Mapping[fx.Node, Value]) -> Value:
@@ -209,10 +227,18 @@ def _batch_norm(node: fx.Node, found: Mapping[fx.Node, Value]) -> Value:
 def _pool(node: fx.Node, found: Mapping[fx.Node, Value]) -> Value:
     x = found[argument(node, 0)]
     outputs = run(node, lambda source: _values(found[source]))
-    mixed = run(node, lambda source: x.unknown.double() if source is argument(node, 0) else _values(found[source]))
+    varies = x.unknown | (_pads_with_zeros(node) & (x.value != 0))
+    mixed = run(node, lambda source: varies.double() if source is argument(node, 0) else _values(found[source]))
     if not isinstance(outputs, list):
         return _masked(outputs, mixed > 0)
     return [_masked(outputs[0], mixed[0] > 0), _nothing_known(outputs[1])]
+
+
+def _pads_with_zeros(node: fx.Node) -> bool:
+    """Whether a pooling counts zeros around the image, so that a constant is no longer one."""
+    padding = argument(node, 3, "padding", 0)
+    in_average = name_of(node).startswith("avg_pool") and argument(node, 5, "count_include_pad", True)
+    return bool(in_average and (any(padding) if isinstance(padding, list | tuple) else padding))
 
 
 def _reduction(node: fx.Node, found: Mapping[fx.Node, Value]) -> Value:
@@ -249,7 +275,8 @@ _RULES = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys(MOVEMENTS, _movement),
     **dict.fromkeys(("cat", "stack"), _cat),
-    **dict.fromkeys((*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, "linear"), _linear),
+    **dict.fromkeys((*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS), _convolution),
+    "linear": _linear,
     **dict.fromkeys(MATRIX_PRODUCTS, _matrix_product),
     **dict.fromkeys(POOLS, _pool),
     **dict.fromkeys(REDUCTIONS, _reduction),

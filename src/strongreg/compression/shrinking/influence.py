@@ -27,6 +27,8 @@ from strongreg.compression.shrinking.operations import (
     TRANSPOSED_CONVOLUTIONS,
     argument,
     arguments,
+    channel_dim,
+    channels_read,
     name_of,
     reduced_dims,
     sources,
@@ -116,9 +118,11 @@ def _movement(node: fx.Node, found: Mapping[fx.Node, Value], out: Any) -> Influe
     return {source: mask.reshape(shape)}
 
 
-def _cat(node: fx.Node, found: Mapping[fx.Node, Value], out: Tensor) -> Influence:
+def _cat(node: fx.Node, found: Mapping[fx.Node, Value], out: Tensor) -> Influence | None:
     dim = argument(node, 1, "dim", 0)
     parts = list(argument(node, 0))
+    if name_of(node) == "cat" and any(len(found[source].shape) != out.dim() for source in parts):
+        return None  # an empty tensor, of any shape
     if name_of(node) == "cat":
         pieces = out.split([found[source].shape[dim] for source in parts], dim)
     else:
@@ -129,19 +133,28 @@ def _cat(node: fx.Node, found: Mapping[fx.Node, Value], out: Tensor) -> Influenc
     return masks
 
 
-def _linear(node: fx.Node, found: Mapping[fx.Node, Value], out: Tensor) -> Influence:
-    """Also convolutions: back along the weights that are not 0."""
-    inputs, weight = argument(node, 0), argument(node, 1)
-    given = torch.zeros(found[inputs].shape, dtype=torch.float64, requires_grad=True)
-    counted = {inputs: given, weight: (found[weight].unknown | (found[weight].value != 0)).double()}
-    args, kwargs = fx.map_arg(
-        (node.args, node.kwargs), lambda source: counted.get(source, getattr(found[source], "value", None))
-    )
-    call: Any = node.target
-    with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(call(*args, **kwargs), given, out.double())
+def _linear(node: fx.Node, found: Mapping[fx.Node, Value], out: Tensor) -> Influence | None:
+    """Back along the weights that are not 0."""
+    inputs, weight = arguments(node, 2)
+    if inputs is weight:
+        return None
+    used = (found[weight].unknown | (found[weight].value != 0)).double()
     masks = {source: _full(found[source], True) for source in node.all_input_nodes}
-    return {**masks, inputs: gradient > 0.5}
+    return {**masks, inputs: torch.matmul(out.double(), used) > 0.5}
+
+
+def _convolution(node: fx.Node, found: Mapping[fx.Node, Value], out: Tensor) -> Influence | None:
+    """Every place of a channel, where any that matters reads it: which places do changes with the image's size."""
+    inputs, weight = arguments(node, 2)
+    if inputs is weight:
+        return None
+    shape = found[inputs].shape
+    dim = channel_dim(node, shape)
+    rows = out.movedim(dim, 0).flatten(1).any(1)
+    used = channels_read(node, found[weight].unknown | (found[weight].value != 0), shape[dim])
+    columns = (rows[:, None] & used).any(0)
+    masks = {source: _full(found[source], True) for source in node.all_input_nodes}
+    return {**masks, inputs: columns.reshape(-1, *[1] * (len(shape) - dim - 1)).expand(shape)}
 
 
 def _matrix_product(node: fx.Node, found: Mapping[fx.Node, Value], out: Tensor) -> Influence | None:
@@ -169,7 +182,7 @@ def _batch_norm(node: fx.Node, found: Mapping[fx.Node, Value], out: list[Tensor]
 def _pool(node: fx.Node, found: Mapping[fx.Node, Value], out: Any) -> Influence:
     """All places of a channel, where any matters."""
     source = node.all_input_nodes[0]
-    mask = out[0] if isinstance(out, list) else out
+    mask = out[0] | out[1] if isinstance(out, list) else out
     num_mixed = POOLS[name_of(node)]
     mask = mask.flatten(-num_mixed).any(-1)
     return {source: mask.reshape(*mask.shape, *[1] * num_mixed).expand(found[source].shape)}
@@ -215,7 +228,8 @@ _RULES = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys(MOVEMENTS, _movement),
     **dict.fromkeys(("cat", "stack"), _cat),
-    **dict.fromkeys((*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, "linear"), _linear),
+    **dict.fromkeys((*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS), _convolution),
+    "linear": _linear,
     **dict.fromkeys(MATRIX_PRODUCTS, _matrix_product),
     **dict.fromkeys(POOLS, _pool),
     **dict.fromkeys(REDUCTIONS, _reduction),

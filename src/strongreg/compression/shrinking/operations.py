@@ -110,6 +110,74 @@ def reduced_dims(node: fx.Node, num_dims: int) -> list[int]:
     return [dim % num_dims for dim in ([dims] if isinstance(dims, int) else dims)]
 
 
+def channel_dim(node: fx.Node, shape: torch.Size) -> int:
+    """The axis of the channels, of a convolution's input and output alike.
+
+    Args:
+        node: a convolution, transposed or not.
+        shape: of its input, with or without a batch.
+
+    Returns:
+        0 or 1.
+    """
+    return len(shape) - (int(argument(node, 1).meta["val"].dim()) - 1)
+
+
+def channels_read(node: fx.Node, used: Tensor, num_channels: int) -> Tensor:
+    """Which channels of its input each output of a convolution reads.
+
+    Args:
+        node: a convolution, transposed or not.
+        used: which of its weights are not 0, boolean, shape of the weight.
+        num_channels: of the input.
+
+    Returns:
+        Boolean, shape (outputs, num_channels).
+    """
+    if name_of(node) in TRANSPOSED_CONVOLUTIONS:
+        num_groups = argument(node, 6, "groups", 1)
+        blocks = used.flatten(2).any(2).unflatten(0, (num_groups, -1)).mT  # groups, outputs, inputs of each
+    else:
+        num_groups = num_channels // used.shape[1]
+        blocks = used.flatten(2).any(2).unflatten(0, (num_groups, -1))
+    read: Tensor = torch.block_diag(*blocks.byte())
+    return read.bool()
+
+
+def on_image(node: fx.Node) -> Tensor:
+    """Which places of a convolution's kernel lie on the image for every output, at any size of the image.
+
+    Where zeros are added around the image, the outer places of the kernel do not, for outputs at the border.
+
+    Args:
+        node: a convolution, not transposed.
+
+    Returns:
+        Boolean, shape of the kernel.
+    """
+    kernel = argument(node, 1).meta["val"].shape[2:]
+    padding = argument(node, 4, "padding", 0)
+    always = torch.ones(kernel, dtype=torch.bool)
+    for dim, size in enumerate(kernel):
+        dilation = _of_dim(argument(node, 5, "dilation", 1), dim)
+        if padding == "same":
+            before = dilation * (size - 1) // 2
+            after = dilation * (size - 1) - before
+        else:
+            before = after = 0 if padding == "valid" else _of_dim(padding, dim)
+        place = torch.arange(size)
+        inside = (place * dilation >= before) & ((size - 1 - place) * dilation >= after)
+        always &= inside.reshape([-1 if d == dim else 1 for d in range(len(kernel))])
+    return always
+
+
+def _of_dim(value: Any, dim: int) -> int:
+    """A setting of a convolution along one axis: one number for all, or one each."""
+    if isinstance(value, int):
+        return value
+    return int(value[dim] if len(value) > 1 else value[0])
+
+
 def run(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Any:
     """Call a node's operation.
 

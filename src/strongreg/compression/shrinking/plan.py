@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional
 
 from strongreg.compression.shrinking.axes import Axis, Coupling
 from strongreg.compression.shrinking.capture import Program
@@ -26,6 +25,7 @@ from strongreg.compression.shrinking.operations import (
     argument,
     arguments,
     name_of,
+    on_image,
 )
 
 
@@ -232,7 +232,7 @@ def _constants(
         candidates = [i for i, number in enumerate(classes.numbers(axis)) if number not in reasons]
         values = found[inputs].value.movedim(dim, 0).reshape(axis.size, -1)
         used = _used_weight(node, found[weight].value, matters[node])
-        taps = _taps(node, found[inputs].shape) if name in CONVOLUTIONS else None
+        always = on_image(node) if name in CONVOLUTIONS else None
         for index in candidates:
             column = used.select(0 if name in TRANSPOSED_CONVOLUTIONS else 1, index)
             if not values[index].any() or not column.any():
@@ -243,7 +243,7 @@ def _constants(
                 reasons[number] = f"{_place(node)} reads a constant there that it cannot take otherwise"
                 continue
             value = float(values[index][0])
-            constants.setdefault(number, []).append(Constant(node, axis, index, value, _to_bias(value, column, taps)))
+            constants.setdefault(number, []).append(Constant(node, axis, index, value, _to_bias(value, column, always)))
     return constants
 
 
@@ -266,26 +266,11 @@ def _used_weight(node: fx.Node, weight: Tensor, out: Tensor) -> Tensor:
     return weight * rows.reshape(-1, *[1] * (weight.dim() - 1))
 
 
-def _taps(node: fx.Node, shape: torch.Size) -> Tensor:
-    """For each place of a convolution's kernel: 1 if it is always on the image, 0 if never, NaN if it depends."""
-    weight_shape = argument(node, 1).meta["val"].shape
-    kernel = weight_shape[2:]
-    places = torch.eye(kernel.numel(), dtype=torch.float64).reshape(-1, 1, *kernel)
-    convolve = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}[len(kernel)]
-    image = torch.ones((1, 1, *shape[-len(kernel) :]), dtype=torch.float64)
-    options = [argument(node, 3, "stride", 1), argument(node, 4, "padding", 0), argument(node, 5, "dilation", 1)]
-    on_image = convolve(image, places, None, *options).flatten(2)[0]
-    even = (on_image == on_image[:, :1]).all(1)
-    return on_image[:, 0].masked_fill(~even, torch.nan).reshape(kernel)
-
-
-def _to_bias(value: float, column: Tensor, taps: Tensor | None) -> Tensor | None:
+def _to_bias(value: float, column: Tensor, always: Tensor | None) -> Tensor | None:
     """What a constant adds to each output; None if that is not the same everywhere."""
-    if taps is None:
-        return value * column
-    if column[:, taps.isnan()].any():
+    if always is not None and column[:, ~always].any():
         return None
-    return value * (column * taps.nan_to_num()).reshape(len(column), -1).sum(1)
+    return value * column.reshape(len(column), -1).sum(1)
 
 
 def can_take(program: Program, node: fx.Node) -> bool:
@@ -306,7 +291,7 @@ def can_take(program: Program, node: fx.Node) -> bool:
         pointers = [x.untyped_storage().data_ptr() for x in program.tensors.values()]
         if pointers.count(tensor.untyped_storage().data_ptr()) != 1:
             return False
-    return bias is not None or program.names[weight].rpartition(".")[2] == "weight"
+    return bias is not None or program.names[weight] in program.of_layers
 
 
 def _keep_factors(

@@ -9,16 +9,16 @@ from strongreg.text_table import text_table
 
 @dataclass(frozen=True)
 class ShrunkTensor:
-    """A parameter or buffer that became smaller.
+    """A parameter or buffer that became smaller, or a bias that took the constants a layer read.
 
     Args:
         name: its name.
-        shape: before.
+        shape: before; None for a bias that the layer had not.
         new_shape: after.
     """
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
     new_shape: tuple[int, ...]
 
 
@@ -44,7 +44,7 @@ class ShrinkReport:
     """What :func:`strongreg.shrink` did.
 
     Args:
-        shrunk: the tensors that became smaller.
+        shrunk: the tensors that became smaller, and biases that are new.
         left: the zeros that could not be removed, and why.
         num_parameters: numbers in all parameters, before and after.
         flops: floating-point operations of one pass over the example inputs, before and after, as
@@ -62,7 +62,7 @@ class ShrinkReport:
     def __str__(self) -> str:
         """The table as text."""
         header = ("tensor", "shape", "shrunk to")
-        rows = [(x.name, _text(x.shape), _text(x.new_shape)) for x in self.shrunk]
+        rows = [(x.name, "none" if x.shape is None else _text(x.shape), _text(x.new_shape)) for x in self.shrunk]
         total = ("parameters", *(f"{num:,}" for num in self.num_parameters))
         lines = [text_table(header, rows, total, num_left=1)]
         lines.append(f"{_ratio(self.num_parameters)} times fewer parameters, {_ratio(self.flops)} times fewer FLOPs")

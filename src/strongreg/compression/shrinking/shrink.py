@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from strongreg.compression.errors import ShrinkError
 from strongreg.compression.shrinking.axes import Axis, Coupling, couple
-from strongreg.compression.shrinking.capture import Program, capture, on_cpu
+from strongreg.compression.shrinking.capture import Program, capture, copied
+from strongreg.compression.shrinking.check import Check, count_flops
 from strongreg.compression.shrinking.constants import Value, find_constants
 from strongreg.compression.shrinking.influence import find_influence
+from strongreg.compression.shrinking.likeness import unlikeness
 from strongreg.compression.shrinking.plan import Plan, folds, make_plan
 from strongreg.compression.shrinking.report import LeftZeros, ShrinkReport, ShrunkTensor
 from strongreg.compression.shrinking.surgery import cut
-
-_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+from strongreg.compression.torch_export import reason
 
 
 def shrink(model: nn.Module, example_inputs: Any) -> nn.Module:
@@ -72,53 +73,101 @@ def shrink_and_report(model: nn.Module, example_inputs: Any) -> tuple[nn.Module,
         (58, 58)
     """
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    work = _Work(model, inputs)
-    shrunk, going, failed, difference = work.best()
+    program = capture(model, inputs)
+    check = Check(model, inputs)
+    shrunk, exact = model, check.model
+    difference = 0.0
+    while True:
+        work = _Work(shrunk, exact, program, check, inputs)
+        step = work.best()
+        shrunk, exact, program, difference = step.model, step.exact, step.program, max(difference, step.difference)
+        if not step.going:
+            break
     report = ShrinkReport(
         _changes(model, shrunk),
-        work.left(going, failed),
+        work.left(step.failed),
         (_count(model), _count(shrunk)),
-        (_flops(model, inputs), _flops(shrunk, inputs)),
+        (count_flops(model, inputs), count_flops(shrunk, inputs)),
         difference,
     )
     return shrunk, report
 
 
+@dataclass(frozen=True)
+class _Step:
+    """A network without some of its indices.
+
+    Args:
+        model: a new network.
+        exact: the same in the precision that is compared in.
+        program: its operations.
+        difference: of its outputs, at most.
+        going: the classes that went.
+        failed: what went wrong with which part of the network.
+    """
+
+    model: nn.Module
+    exact: nn.Module
+    program: Program
+    difference: float
+    going: frozenset[int] = frozenset()
+    failed: Mapping[int, str] = field(default_factory=dict)
+
+
 class _Work:
     """A network, what is known of it, and what of it may go."""
 
-    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self.model = model
-        self.program: Program = capture(model, inputs)
-        self.found: dict[fx.Node, Value] = find_constants(self.program)
-        matters = find_influence(self.program, self.found)
-        self.coupling: Coupling = couple(self.program, self.found)
-        self.plan: Plan = make_plan(self.program, self.found, matters, self.coupling)
-        self.check = _Check(model, inputs)
+    def __init__(
+        self, model: nn.Module, exact: nn.Module, program: Program, check: Check, inputs: tuple[Any, ...]
+    ) -> None:
+        self.model, self.exact, self.program, self.check, self.inputs = model, exact, program, check, inputs
+        try:
+            self.found: dict[fx.Node, Value] = find_constants(program)
+            matters = find_influence(program, self.found)
+            self.coupling: Coupling = couple(program, self.found)
+            self.plan: Plan = make_plan(program, self.found, matters, self.coupling)
+        except Exception as error:  # an operation used in a way that its rule does not know
+            raise ShrinkError(
+                f"{type(model).__name__} does something that shrink cannot follow: {reason(error)}"
+            ) from error
 
-    def best(self) -> tuple[nn.Module, set[int], dict[int, str], float]:
-        """The smallest network that computes the same, what went, what went wrong with which part, the difference."""
+    def best(self) -> _Step:
+        """The smallest network that computes the same."""
         plan = self.plan
-        free = {i for i in range(len(plan.classes)) if i not in plan.kept_because}
+        free = frozenset(i for i in range(len(plan.classes)) if i not in plan.kept_because)
+        nothing = _Step(copied(self.model), self.exact, self.program, 0.0)
+        if not free:
+            return nothing
+        step, problem = self._try(free)
         failed: dict[int, str] = {}
-        shrunk, reason, difference = self._try(free)
-        if reason is not None:  # the network's code fixes some size, or reckons with it: find out which
+        if problem is not None:  # the network's code fixes some size, or reckons with it: find out which
             for part in sorted({plan.parts[i] for i in free}):
-                _, problem, _ = self._try({i for i in free if plan.parts[i] == part})
-                if problem is not None:
-                    failed[part] = problem
-            free = {i for i in free if plan.parts[i] not in failed}
-            shrunk, reason, difference = self._try(free)
-        if reason is not None:
-            failed |= {plan.parts[i]: reason for i in free}
-            free = set()
-            shrunk, _, difference = self._try(free)
-        return shrunk, free, failed, difference
+                _, why = self._try(frozenset(i for i in free if plan.parts[i] == part))
+                if why is not None:
+                    failed[part] = why
+            free = frozenset(i for i in free if plan.parts[i] not in failed)
+            step, problem = self._try(free) if free else (None, None)
+        if problem is not None:
+            failed |= {plan.parts[i]: problem for i in free}
+        if step is None:
+            return replace(nothing, failed=failed)
+        return replace(step, going=free, failed=failed)
 
-    def _try(self, going: set[int]) -> tuple[nn.Module, str | None, float]:
-        shrunk = self._without(self.model, going)
-        reason, difference = self.check.problem(self._without(self.check.model, going))
-        return shrunk, reason, difference
+    def _try(self, going: frozenset[int]) -> tuple[_Step | None, str | None]:
+        """The network without some classes, or why it will not do."""
+        exact = self._without(self.exact, going)
+        problem, difference = self.check.problem(exact)
+        if problem is not None:
+            return None, problem
+        model = self._without(self.model, going)
+        try:
+            program = capture(model, self.inputs)
+        except ShrinkError as error:
+            return None, str(error)
+        other = unlikeness(self.program, program)
+        if other is not None:
+            return None, f"the network's code reckons with its size ({other})"
+        return _Step(model, exact, program, difference), None
 
     def _without(self, model: nn.Module, going: Iterable[int]) -> nn.Module:
         going = set(going)
@@ -133,119 +182,31 @@ class _Work:
             kept[axis] = stays.nonzero().flatten()
         return cut(model, self.program, self.coupling, kept, folds(self.plan, going, self.found))
 
-    def left(self, going: set[int], failed: Mapping[int, str]) -> tuple[LeftZeros, ...]:
-        """The rows and columns of zeros that stay, by reason."""
+    def left(self, failed: Mapping[int, str]) -> tuple[LeftZeros, ...]:
+        """The rows and columns of zeros that stay, by reason, when nothing goes any more."""
         class_of = {(axis, index): i for i, members in enumerate(self.plan.classes) for axis, index in members}
         found: Counter[tuple[str, int, str]] = Counter()
         for node, name in self.program.names.items():
             tensor = self.program.tensors[node]
-            if tensor.dim() < 2:
+            if tensor.dim() < 2 and name.rpartition(".")[2] != "weight":
                 continue
             for dim, axis in enumerate(self.coupling.axes[node][:2]):
-                if axis.size == 1:
-                    continue
-                is_zero = (tensor == 0).movedim(dim, 0).flatten(1).all(1)
+                is_zero = (tensor == 0).movedim(dim, 0).reshape(axis.size, -1).all(1)
                 for index in is_zero.nonzero().flatten().tolist():
                     i = class_of[axis.root, index]
-                    if i not in going:
-                        why = self.plan.kept_because.get(i) or failed[self.plan.parts[i]]
-                        found[name, dim, why] += 1
+                    found[name, dim, self.plan.kept_because.get(i) or failed[self.plan.parts[i]]] += 1
         return tuple(LeftZeros(name, dim, count, why) for (name, dim, why), count in found.items())
-
-
-class _Check:
-    """Compares networks with the given one, in float64 if it can."""
-
-    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self.model = copy.deepcopy(model).cpu().eval()
-        examples = on_cpu(inputs)
-        self._inputs = [examples, _random_like(examples)]
-        try:
-            doubled = copy.deepcopy(self.model).double()
-            in_double = [_double(x) for x in self._inputs]
-            self._expected = [_outputs(doubled, x) for x in in_double]
-            self.model, self._inputs, self._tolerance = doubled, in_double, _TOLERANCE[torch.float64]
-        except Exception:  # code that asks for float32: whatever it raises, then there
-            self._expected = [_outputs(self.model, x) for x in self._inputs]
-            self._tolerance = _TOLERANCE[torch.float32]
-
-    def problem(self, model: nn.Module) -> tuple[str | None, float]:
-        """What is wrong with a network, if anything, and how much its outputs differ."""
-        try:
-            outputs = [_outputs(model, x) for x in self._inputs]
-        except Exception as error:  # whatever the network's own code does where a size has changed
-            return f"the network's code fixes its size ({str(error).strip().partition(chr(10))[0]})", torch.inf
-        difference = max(
-            (
-                _difference(a, b)
-                for own, new in zip(self._expected, outputs, strict=True)
-                for a, b in zip(own, new, strict=True)
-            ),
-            default=0.0,
-        )
-        if difference > self._tolerance:
-            return f"the network's code reckons with its size (outputs differ by {difference:.1g})", difference
-        return None, difference
-
-
-def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-    with torch.no_grad():
-        leaves = torch.utils._pytree.tree_leaves(model(*inputs))
-    return [x for x in leaves if isinstance(x, Tensor)]
-
-
-def _difference(a: Tensor, b: Tensor) -> float:
-    if a.shape != b.shape:
-        return torch.inf
-    if not a.numel():
-        return 0.0
-    if not (a.is_floating_point() and b.is_floating_point()):
-        return 0.0 if torch.equal(a, b) else torch.inf
-    a, b = a.double(), b.double()
-    finite = a.isfinite()
-    if not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()) or not b[finite].isfinite().all():
-        return torch.inf
-    a, b = a[finite], b[finite]
-    if not a.numel():
-        return 0.0
-    return float((a - b).abs().max() / a.abs().max().clamp(min=torch.finfo(torch.float64).tiny))
-
-
-def _double(inputs: Any) -> Any:
-    return torch.utils._pytree.tree_map(
-        lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, inputs
-    )
-
-
-def _random_like(inputs: Any) -> Any:
-    """Inputs of the same kind: normal numbers of the same spread, whole numbers as they are."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(x: Any) -> Any:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            return x
-        spread = x.double().std() if x.numel() > 1 else 0
-        noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-        return (noise * (spread if spread > 0 else 1)).to(x.dtype)
-
-    return torch.utils._pytree.tree_map(draw, inputs)
 
 
 def _changes(model: nn.Module, shrunk: nn.Module) -> tuple[ShrunkTensor, ...]:
     before, after = model.state_dict(), shrunk.state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in before.items() if isinstance(tensor, Tensor)}
     return tuple(
-        ShrunkTensor(name, tuple(before[name].shape), tuple(tensor.shape))
+        ShrunkTensor(name, shapes.get(name), tuple(tensor.shape))
         for name, tensor in after.items()
-        if name in before and before[name].shape != tensor.shape
+        if isinstance(tensor, Tensor) and shapes.get(name) != tuple(tensor.shape)
     )
 
 
 def _count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
-
-
-def _flops(model: nn.Module, inputs: tuple[Any, ...]) -> int:
-    model = copy.deepcopy(model).cpu().eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(*on_cpu(inputs))
-    return int(counter.get_total_flops())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from strongreg.compression.shrinking.axes import Axis, Coupling
-from strongreg.compression.shrinking.capture import Program
+from strongreg.compression.shrinking.capture import Program, copied
 from strongreg.compression.shrinking.operations import argument
 from strongreg.compression.shrinking.plan import Fold
 
@@ -36,7 +35,7 @@ def cut(
     Returns:
         An ordinary network of the same class; parameters train as before, without gradients.
     """
-    model = copy.deepcopy(model)
+    model = copied(model)
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     tensors |= dict(model.named_parameters(remove_duplicate=False))
     new = {name: tensor.detach() for name, tensor in tensors.items()}
@@ -63,8 +62,7 @@ def cut(
     for name in axes:
         if new[name].shape != tensors[name].shape or not torch.equal(new[name], tensors[name].detach()):
             old = tensors[name]
-            is_parameter = isinstance(old, nn.Parameter)
-            replaced[id(old)] = nn.Parameter(new[name], old.requires_grad) if is_parameter else new[name]
+            replaced[id(old)] = _like(old, new[name])
     _replace(model, replaced)
     return model
 
@@ -83,6 +81,7 @@ def load_shrunk(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         The same network, smaller.
 
     Raises:
+        TypeError: ``state`` is no mapping, such as a path: read the file first.
         ValueError: the names do not fit, or a tensor is larger or has other axes than the network's.
 
     Example:
@@ -90,6 +89,8 @@ def load_shrunk(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         >>> strongreg.save_packed(small, "small.packed")  # doctest: +SKIP
         >>> same = load_shrunk(build_model(), strongreg.load_packed("small.packed"))  # doctest: +SKIP
     """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state={state!r}: give the state_dict, such as strongreg.load_packed(path) returns")
     own = model.state_dict(keep_vars=True)
     missing = sorted(own.keys() - state.keys())
     new_biases = [name for name in state.keys() - own.keys() if _lacks_bias(model, name)]
@@ -97,6 +98,7 @@ def load_shrunk(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     if missing or foreign:
         first = f"it lacks {missing[0]!r}" if missing else f"it has {foreign[0]!r}, which the network has not"
         raise ValueError(f"the state_dict is not that of a shrunk {type(model).__name__}: {first}")
+    own = {name: tensor for name, tensor in own.items() if isinstance(tensor, Tensor)}  # no get_extra_state
     for name, tensor in own.items():
         shape, new = tuple(tensor.shape), tuple(state[name].shape)
         if len(shape) != len(new) or any(a < b for a, b in zip(shape, new, strict=True)):
@@ -107,9 +109,9 @@ def load_shrunk(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     replaced: dict[int, Tensor] = {}
     for name, tensor in own.items():
         if tensor.shape != state[name].shape:
-            empty = torch.empty(state[name].shape, dtype=tensor.dtype, device=tensor.device)
-            is_parameter = isinstance(tensor, nn.Parameter)
-            replaced[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+            replaced[id(tensor)] = _like(
+                tensor, torch.empty_like(state[name], dtype=tensor.dtype, device=tensor.device)
+            )
     for name in new_biases:
         weight = own[f"{name.removesuffix('bias')}weight"]
         empty = torch.empty(state[name].shape, dtype=weight.dtype, device=weight.device)
@@ -117,6 +119,16 @@ def load_shrunk(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     _replace(model, replaced)
     model.load_state_dict(dict(state))
     return model
+
+
+def _like(old: Tensor, new: Tensor) -> Tensor:
+    """A tensor in another's place: a parameter if that is one, in its order of elements, with what code hung on it."""
+    if old.dim() == 4 and not old.is_contiguous() and old.is_contiguous(memory_format=torch.channels_last):
+        new = new.contiguous(memory_format=torch.channels_last)
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(new, old.requires_grad)
+    new.__dict__.update(old.__dict__)
+    return new
 
 
 def _lacks_bias(model: nn.Module, name: str) -> bool:

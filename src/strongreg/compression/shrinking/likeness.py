@@ -1,0 +1,113 @@
+"""Whether two networks are the same operations with the same numbers, except for sizes.
+
+Code that takes the width of a layer for a number (``x / x.shape[1]``), or branches on it, is another network once the
+width has changed. Inputs on which that cannot be seen exist; in the operations it always can.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx
+
+from strongreg.compression.shrinking.capture import Program
+from strongreg.compression.shrinking.operations import (
+    CONVOLUTIONS,
+    MOVEMENTS,
+    TRANSPOSED_CONVOLUTIONS,
+    name_of,
+)
+
+_COPIES = frozenset(("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "expand"))
+"""Compute nothing, and come and go with the order of elements in memory."""
+
+_MAKERS = frozenset(("zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_empty", "new_full"))
+"""Take a size, first or after the tensor that they are like."""
+
+_PERMUTATIONS = frozenset(("permute", "transpose", "squeeze", "unsqueeze"))
+"""Take axes, not sizes."""
+
+_BIAS_AT, _GROUPS_AT = 2, 6
+
+
+def unlikeness(program: Program, other: Program) -> str | None:
+    """What differs.
+
+    Args:
+        program: a network.
+        other: the same network with other sizes, and perhaps with biases where it had none.
+
+    Returns:
+        The first operation that is another or has other numbers; None if there is none.
+    """
+    first, second = _calls(program), _calls(other)
+    number_of = {node: i for calls in (first, second) for i, node in enumerate(calls)}
+    for a, b in zip(first, second, strict=False):
+        resized = _shapes(a) != _shapes(b)
+        one, two = (_content(node, of, number_of, resized) for node, of in ((a, program), (b, other)))
+        if one != two:
+            return f"{name_of(a) or a.name} would compute something else"
+    if len(first) != len(second):
+        return f"it would be {len(second)} operations instead of {len(first)}"
+    if not all(_same(a, b) for a, b in zip(_constants(program), _constants(other), strict=True)):
+        return "a constant that it makes would be another"
+    return None
+
+
+def _calls(program: Program) -> list[fx.Node]:
+    return [node for node in program.nodes if node.op == "call_function" and name_of(node) not in _COPIES]
+
+
+def _constants(program: Program) -> list[Tensor]:
+    return [tensor for node, tensor in program.tensors.items() if node not in program.names]
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _shapes(node: fx.Node) -> list[Any]:
+    values = [node.meta.get("val"), *(source.meta.get("val") for source in node.all_input_nodes)]
+    return [getattr(value, "shape", None) for value in values]
+
+
+def _content(node: fx.Node, program: Program, number_of: dict[fx.Node, int], resized: bool) -> Any:
+    """An operation with its numbers, and where its inputs come from; without sizes, where those have changed."""
+    name = name_of(node)
+    args, kwargs = list(node.args), dict(node.kwargs)
+    if name in (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, "linear"):
+        args[_BIAS_AT:] = args[_BIAS_AT + 1 :]
+        kwargs.pop("bias", None)
+    if name in CONVOLUTIONS and resized:
+        args[_GROUPS_AT - 1 :] = []
+        kwargs.pop("groups", None)
+    if name in MOVEMENTS and resized:
+        args[1:] = [x for x in args[1:] if not _is_size(x) or name in _PERMUTATIONS]
+        kwargs = {key: value for key, value in kwargs.items() if not _is_size(value)}
+    if name in _MAKERS and resized:
+        args[name.startswith("new_")] = None
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, fx.Node):
+            return _source(x, program, number_of)
+        if isinstance(x, list | tuple):
+            return tuple(plain(y) for y in x)
+        return (type(x).__name__, x)
+
+    called = "reshape" if name in ("view", "_unsafe_view") else name
+    return (called, plain(args), tuple((key, plain(value)) for key, value in sorted(kwargs.items())))
+
+
+def _is_size(x: Any) -> bool:
+    return isinstance(x, int) or (isinstance(x, list | tuple) and all(isinstance(y, int) for y in x))
+
+
+def _source(node: fx.Node, program: Program, number_of: dict[fx.Node, int]) -> Any:
+    while node.op == "call_function" and name_of(node) in _COPIES:
+        (node,) = node.all_input_nodes
+    if node in program.names:
+        return ("own", program.names[node])
+    if node.op == "placeholder":
+        same_kind = [x for x in program.nodes if x.op == "placeholder" and x not in program.names]
+        return ("given", same_kind.index(node))
+    return ("call", number_of[node])
