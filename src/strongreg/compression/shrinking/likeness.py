@@ -6,6 +6,7 @@ width has changed. Inputs on which that cannot be seen exist; in the operations 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, fx
@@ -30,12 +31,17 @@ _PERMUTATIONS = frozenset(("permute", "transpose", "squeeze", "unsqueeze"))
 _BIAS_AT, _GROUPS_AT = 2, 6
 
 
-def unlikeness(program: Program, other: Program) -> str | None:
+Shapes = Mapping[fx.Node, Any]
+"""For each node the shape of its output, or a list of them."""
+
+
+def unlikeness(program: Program, other: Program, shapes: Shapes) -> str | None:
     """What differs.
 
     Args:
         program: a network.
         other: the same network with other sizes, and perhaps with biases where it had none.
+        shapes: those that the outputs of the operations of ``program`` should have in ``other``.
 
     Returns:
         The first operation that is another or has other numbers; None if there is none.
@@ -45,6 +51,8 @@ def unlikeness(program: Program, other: Program) -> str | None:
     for a, b in zip(first, second, strict=False):
         resized = _shapes(a) != _shapes(b)
         one, two = (_content(node, of, number_of, resized) for node, of in ((a, program), (b, other)))
+        if not _fits(b.meta.get("val"), shapes[a]):
+            return f"{name_of(a) or a.name} would not get the shape {_text(shapes[a])}"
         if one != two:
             return f"{name_of(a) or a.name} would compute something else"
     if len(first) != len(second):
@@ -52,6 +60,16 @@ def unlikeness(program: Program, other: Program) -> str | None:
     if not all(_same(a, b) for a, b in zip(_constants(program), _constants(other), strict=True)):
         return "a constant that it makes would be another"
     return None
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_fits(x, part) for x, part in zip(value, shape, strict=True))
+    return not shape or not isinstance(value, Tensor) or tuple(value.shape) == shape
+
+
+def _text(shape: Any) -> str:
+    return "x".join(map(str, shape)) if isinstance(shape, tuple) else " and ".join(map(_text, shape))
 
 
 def _calls(program: Program) -> list[fx.Node]:

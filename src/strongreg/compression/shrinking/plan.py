@@ -124,7 +124,9 @@ def all_axes(axes: Any) -> Iterable[Axis]:
             yield from all_axes(x)
 
 
-def make_plan(program: Program, found: Mapping[fx.Node, Value], matters: Influence, coupling: Coupling) -> Plan:
+def make_plan(
+    program: Program, found: Mapping[fx.Node, Value], matters: Influence, coupling: Coupling, round_to: int = 1
+) -> Plan:
     """Decide what can go.
 
     Args:
@@ -132,6 +134,7 @@ def make_plan(program: Program, found: Mapping[fx.Node, Value], matters: Influen
         found: what is known of every output.
         matters: what of every output matters.
         coupling: which axes belong together.
+        round_to: what the sizes that are left are multiples of, where there are that many.
 
     Returns:
         The plan.
@@ -151,6 +154,7 @@ def make_plan(program: Program, found: Mapping[fx.Node, Value], matters: Influen
     constants = _constants(program, found, matters, coupling, classes, reasons)
     stands_for = _merge(constants, reasons)
     _keep_one(classes, reasons)
+    _round_up(classes, reasons, round_to)
     order = list(members)
     position = {number: i for i, number in enumerate(order)}
     return Plan(
@@ -349,6 +353,16 @@ def _keep_one(classes: _Classes, reasons: dict[int, str]) -> None:
         numbers = classes.numbers(axis)
         if numbers and all(number not in reasons for number in numbers):
             reasons[numbers[0]] = "one index of an axis is kept"
+
+
+def _round_up(classes: _Classes, reasons: dict[int, str], round_to: int) -> None:
+    """Keep as many of those that could go as make the sizes multiples."""
+    for axis in classes.axes:
+        numbers = list(dict.fromkeys(classes.numbers(axis)))
+        free = [number for number in numbers if number not in reasons]
+        missing = -(axis.size - sum(number not in reasons for number in classes.numbers(axis))) % round_to
+        if axis.fixed is None:
+            reasons |= dict.fromkeys(free[:missing], f"sizes are rounded up to multiples of {round_to}")
 
 
 def folds(plan: Plan, going: Iterable[int], found: Mapping[fx.Node, Value]) -> dict[fx.Node, Fold]:
