@@ -7,14 +7,21 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from experiments.recipes import recipe
-from strongreg import save_packed
+from strongreg import save_packed, shrink
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.models import build_model
 from strongreg.experiments.recipe import show_recipe
 from strongreg.experiments.trained import load_trained
 
+BARE = """
+from torch import nn
+
+def build(image_shape, num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, num_classes, bias=False))
+"""
 WORDS = {"model": "vgg11", "image_shape": (3, 32, 32), "num_classes": 10}
 
 
@@ -65,6 +72,87 @@ def test_other_weights_of_a_run(run, network, tmp_path):
     found = load_trained(run, weights=tmp_path / "other.packed")
     assert same(found, network)
     assert found.weights == tmp_path / "other.packed"
+
+
+def test_from_a_shrunk_file_of_either_kind(run, tmp_path):
+    """Also beside its recipe, and in place of a run's own weights; it is built for training, as any other."""
+    network = build_model("resnet20", (3, 32, 32), 10)
+    with torch.no_grad():
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.weight[::2] = 0
+            elif isinstance(layer, nn.BatchNorm2d):
+                layer.bias.normal_()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = network.eval()(images)
+    small = shrink(network, images)
+    assert small.blocks[0].conv1.out_channels < 16
+    (run / "recipe.toml").write_text(show_recipe(recipe(data="cifar10", model="resnet20")))
+    save_packed(small, run / "small.packed")
+    save_file(small.state_dict(), tmp_path / "small.safetensors")
+    for found in (
+        load_trained(run / "small.packed"),
+        load_trained(run, weights=run / "small.packed"),
+        load_trained(tmp_path / "small.safetensors", recipe=run / "recipe.toml"),
+    ):
+        assert str(found.model) == str(small)
+        assert all(module.training for module in found.model.modules())
+        assert same(found, small)
+        with torch.no_grad():
+            assert (found.model.eval()(images) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_a_shrunk_file_may_have_biases_that_its_code_does_not_build(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "without_bias.py").write_text(BARE)
+    words = {"model": "without_bias:build", "image_shape": (1, 2, 2), "num_classes": 3}
+    network = build_model("without_bias:build", (1, 2, 2), 3)
+    with torch.no_grad():
+        network[1].weight[:4] = 0
+        network[1].bias.fill_(1)
+    images = torch.randn(5, 1, 2, 2)
+    small = shrink(network, images[:2])
+    assert small[3].bias is not None
+    save_packed(small, "small.packed")
+    torch.testing.assert_close(load_trained(tmp_path / "small.packed", **words).model(images), network(images))
+
+
+def test_smaller_weights_of_another_network_are_one_clear_error(run, network, tmp_path):
+    """Shrinking leaves inputs and outputs as they are, and makes nothing larger."""
+    for classes, shape, message in [
+        (
+            12,
+            (3, 32, 32),
+            r"'classifier.7.weight' is \(10, 512\) there, \(12, 512\) here; .* returns shape \(2, 10\) for 2 images",
+        ),
+        (
+            10,
+            (4, 32, 32),
+            r"'features.0.weight' is \(64, 3, 3, 3\) there, \(64, 4, 3, 3\) here; .* fails on such images",
+        ),
+        (10, (3, 64, 64), r"'classifier.2.weight' is \(512, 512\) there, \(512, 2048\) here; .* fails on such images"),
+    ]:
+        with pytest.raises(UserError, match=rf"does not fit the model: {message}.*the model is vgg11"):
+            load_trained(run, num_classes=classes, image_shape=shape)
+    state = network.state_dict()
+    state["features.0.weight"] = state["features.0.weight"][:60]  # smaller where it may be, larger where it may not
+    state["classifier.5.weight"] = torch.zeros(512, 600)
+    save_file(state, tmp_path / "odd.safetensors")
+    with pytest.raises(
+        UserError, match=r"'classifier.5.weight' is \(512, 600\) there, \(512, 512\) here; the model is"
+    ):
+        load_trained(tmp_path / "odd.safetensors", recipe=run / "recipe.toml")
+    state["classifier.5.weight"] = torch.zeros(512)
+    save_file(state, tmp_path / "flat.safetensors")
+    with pytest.raises(UserError, match=r"'classifier.5.weight' is \(512,\) there, \(512, 512\) here; the model is"):
+        load_trained(tmp_path / "flat.safetensors", recipe=run / "recipe.toml")
+    state["more"] = state.pop("classifier.5.weight")
+    save_file(state, tmp_path / "named.safetensors")
+    with pytest.raises(
+        UserError, match=r"it lacks \['classifier.5.weight'\], the model lacks \['more'\]; the model is"
+    ):
+        load_trained(tmp_path / "named.safetensors", recipe=run / "recipe.toml")
 
 
 def test_what_is_said_wins_over_the_recipe(run):

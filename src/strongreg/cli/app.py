@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import strongreg
-from strongreg.cli import export, packed, runs, study
+from strongreg.cli import export, packed, runs, shrink, study
 from strongreg.experiments.engine.distributed import Launch
 from strongreg.experiments.errors import UserError
 
@@ -39,6 +39,7 @@ app.command(epilog=study.EPILOG_REPORT)(study.report)
 app.command(epilog=packed.EPILOG_COMPRESS)(packed.compress)
 app.command(epilog=packed.EPILOG_INSPECT)(packed.inspect)
 app.command(epilog=packed.EPILOG_UNPACK)(packed.unpack)
+app.command(epilog=shrink.EPILOG_SHRINK)(shrink.shrink)
 app.command(epilog=export.EPILOG_EXPORT)(export.export)
 
 

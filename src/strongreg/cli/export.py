@@ -10,10 +10,9 @@ from typing import Annotated
 import torch
 import typer
 
+from strongreg.cli import trained
 from strongreg.compression import ExportedFile, ExportError, export_onnx, export_pt2
 from strongreg.experiments.errors import UserError
-from strongreg.experiments.models import ImageShape
-from strongreg.experiments.trained import load_trained
 
 _BATCH_SIZE = 2  # of the example, where any will do
 
@@ -28,39 +27,19 @@ strongreg export model.packed --recipe strongreg-out/train-1/recipe.toml --pt2 m
 strongreg export model.packed --model plain_cnn --image-shape 1,8,8 --num-classes 10 --onnx model.onnx"""
 
 
-def _image_shape(text: str) -> ImageShape:
-    try:
-        channels, height, width = (int(part) for part in text.split(","))
-    except ValueError:
-        channels = height = width = 0
-    if min(channels, height, width) < 1:
-        raise UserError(f"--image-shape {text!r}: write channels,height,width, such as 3,32,32")
-    return channels, height, width
-
-
 def export(
-    source: Annotated[Path, typer.Argument(help="Directory of a run, or a packed or safetensors file.")],
+    source: trained.Source,
     onnx: Annotated[Path | None, typer.Option(help="ONNX file to write.", metavar="FILE")] = None,
     pt2: Annotated[Path | None, typer.Option(help="File to write for torch.export.load.", metavar="FILE")] = None,
     opset: Annotated[int | None, typer.Option(help="Version of ONNX's operators. Default: torch's choice.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Fix the number of images per batch. Default: any number.", min=1)
     ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Packed or safetensors file to take instead of the run's own weights.")
-    ] = None,
-    recipe: Annotated[
-        Path | None, typer.Option(help="TOML file that says what the network is. Default: the one beside the weights.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Network, or package.module:factory. Default: the recipe's.", metavar="NAME")
-    ] = None,
-    image_shape: Annotated[
-        str | None, typer.Option(help="What it takes. Default: that of the recipe's data.", metavar="C,H,W")
-    ] = None,
-    num_classes: Annotated[
-        int | None, typer.Option(help="Its outputs. Default: the classes of the recipe's data.", min=1)
-    ] = None,
+    weights: trained.Weights = None,
+    recipe: trained.Recipe = None,
+    model: trained.Model = None,
+    image_shape: trained.Shape = None,
+    num_classes: trained.NumClasses = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Write a trained network as ONNX or pt2, and check in onnxruntime or torch that it computes the same."""
@@ -70,26 +49,19 @@ def export(
         raise UserError(f"--opset {opset} is of ONNX: give --onnx FILE too")
     if onnx == pt2:
         raise UserError(f"--onnx and --pt2 are both {onnx}: choose two files")
-    trained = load_trained(
-        source,
-        weights=weights,
-        recipe=recipe,
-        model=model,
-        image_shape=None if image_shape is None else _image_shape(image_shape),
-        num_classes=num_classes,
-    )
-    if trained.weights in (onnx, pt2):
-        raise UserError(f"{trained.weights} would be overwritten: choose another file")
-    shape = (batch_size or _BATCH_SIZE, *trained.image_shape)
+    network = trained.load(source, weights, recipe, model, image_shape, num_classes)
+    if network.weights in (onnx, pt2):
+        raise UserError(f"{network.weights} would be overwritten: choose another file")
+    shape = (batch_size or _BATCH_SIZE, *network.image_shape)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     dynamic = batch_size is None
     written: list[ExportedFile] = []
     for target in filter(None, (onnx, pt2)):
         try:
             if target == onnx:
-                written.append(export_onnx(trained.model, images, target, opset=opset, dynamic_batch=dynamic))
+                written.append(export_onnx(network.model, images, target, opset=opset, dynamic_batch=dynamic))
             else:
-                written.append(export_pt2(trained.model, images, target, dynamic_batch=dynamic))
+                written.append(export_pt2(network.model, images, target, dynamic_batch=dynamic))
         except OSError as error:
             raise UserError(f"cannot write to {target}: {error.strerror or error}") from error
         except (ExportError, ImportError, ValueError) as error:

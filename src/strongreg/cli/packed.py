@@ -35,6 +35,9 @@ EPILOG_UNPACK = """Examples:
 
 strongreg unpack model.packed -o model.safetensors"""
 
+ValuesName = Annotated[
+    str, typer.Option(help=f"What weights are stored as, one of {', '.join(VALUES)}; fp32 is lossless.")
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print the table as JSON.")]
 
 
@@ -43,23 +46,21 @@ def compress(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Packed file to write. Default: beside the weights.")
     ] = None,
-    values: Annotated[
-        str, typer.Option(help=f"What weights are stored as, one of {', '.join(VALUES)}; fp32 is lossless.")
-    ] = "fp32",
+    values: ValuesName = "fp32",
     as_json: _Json = False,
 ) -> None:
     """Write a network's weights into a small file, and say what every tensor takes there."""
     check_known("values", values, VALUES)
     weights = source / WEIGHTS_FILE if source.is_dir() else source
-    target = _target(out, weights, ".packed")
+    target = target_of(out, weights, ".packed")
     state = read_safetensors(weights)
     try:
-        with _writing(target):
+        with writing(target):
             contents = save_packed(state, target, values)  # type: ignore[arg-type]
     except ValueError as error:
         raise UserError(str(error)) from error
     _show(contents, as_json=as_json)
-    _tell(f"wrote {target}")
+    tell(f"wrote {target}")
 
 
 def inspect(
@@ -82,7 +83,7 @@ def unpack(
     ] = None,
 ) -> None:
     """Write the tensors of a packed file into a plain safetensors file, which any library reads."""
-    target = _target(out, file, ".safetensors")
+    target = target_of(out, file, ".safetensors")
     with _reading(file):
         state = load_packed(file, max_bytes=max_bytes)
     try:
@@ -90,14 +91,27 @@ def unpack(
         content = save({name: tensor.clone() for name, tensor in state.items()})
     except (SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"safetensors cannot hold the tensors of {file}: {error}") from error
-    with _writing(target):
+    with writing(target):
         write_bytes(target, content)
-    _tell(f"wrote {target}")
+    tell(f"wrote {target}")
 
 
-def _target(out: Path | None, source: Path, suffix: str) -> Path:
+def target_of(out: Path | None, source: Path, suffix: str) -> Path:
+    """Where to write, which is not where was read.
+
+    Args:
+        out: of --out.
+        source: the file that is read.
+        suffix: of the file beside it, where no other was asked for.
+
+    Returns:
+        The file to write.
+
+    Raises:
+        UserError: it is the one that is read.
+    """
     target = out or source.with_suffix(suffix)
-    if target == source:
+    if target == source or (target.exists() and source.exists() and target.samefile(source)):
         raise UserError(f"{source} would be overwritten: choose another with --out")
     return target
 
@@ -113,7 +127,18 @@ def _reading(file: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _writing(file: Path) -> Iterator[None]:
+def writing(file: Path) -> Iterator[None]:
+    """What goes wrong while a file is written is an error of the user's.
+
+    Args:
+        file: which.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     try:
         yield
     except OSError as error:
@@ -133,5 +158,10 @@ def _show(contents: PackedContents, *, as_json: bool) -> None:
     typer.echo(json.dumps({**whole, **counts, "tensors": tensors}, indent=2))
 
 
-def _tell(message: str) -> None:
+def tell(message: str) -> None:
+    """Show a message on standard error.
+
+    Args:
+        message: one line.
+    """
     Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from strongreg.compression import PackedFileError, is_packed, load_into, load_packed
+from strongreg.compression import PackedFileError, is_packed, load_into, load_packed, load_shrunk
 from strongreg.experiments.data import image_format
 from strongreg.experiments.engine.record import RECIPE_FILE, WEIGHTS_FILE
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.models import ImageShape, build_model
 from strongreg.experiments.recipe import build_recipe, read_recipe
+
+_BATCH_SIZE = 2  # as of the batch on which a network of one's own is tried
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Trained:
     """A network with its weights.
 
     Args:
-        model: on the CPU, in training mode.
+        model: on the CPU, in training mode; smaller than its code builds it if its weights are those of a shrunk one.
         image_shape: channels, height, width of the images it takes.
         weights: the file that its weights come from.
     """
@@ -42,7 +46,7 @@ def load_trained(
     image_shape: ImageShape | None = None,
     num_classes: int | None = None,
 ) -> Trained:
-    """Build a network and load its weights.
+    """Build a network and load its weights, those of a shrunk one too.
 
     What it is says its recipe: the one given, or that beside the weights. The other arguments win over it; all three
     together need none.
@@ -78,7 +82,7 @@ def load_trained(
     assert num_classes is not None
     network = build_model(model, image_shape, num_classes, **options)
     try:
-        load_into(network, read_weights(file), file)
+        _load(network, read_weights(file), file, image_shape, num_classes)
     except ValueError as error:
         built = f"{model} for images of {'x'.join(map(str, image_shape))} and {num_classes} classes"
         raise UserError(f"{error}; the model is {built}") from error
@@ -123,6 +127,45 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
     except (SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{file} is no safetensors file, or damaged: {error}") from error
+
+
+def _load(
+    network: nn.Module, state: Mapping[str, Tensor], file: Path, image_shape: ImageShape, num_classes: int
+) -> None:
+    """Load weights into a network, which becomes smaller where they are; ValueError if they do not fit."""
+    own = network.state_dict()
+    shapes = {name: (tuple(state[name].shape), tuple(own[name].shape)) for name in own if name in state}
+    differing = [name for name, (there, here) in shapes.items() if there != here]
+    if own.keys() <= state.keys():  # names that are missing tell more than shapes
+        for name in differing:
+            there, here = shapes[name]
+            if len(there) != len(here) or any(a > b for a, b in zip(there, here, strict=True)):
+                raise ValueError(f"{file} does not fit the model: {name!r} is {there} there, {here} here")
+    try:
+        load_shrunk(network, state)
+    except ValueError:
+        load_into(network, state, file)  # says which names do not fit
+        raise
+    if differing and (problem := _problem(network, image_shape, num_classes)):
+        there, here = shapes[differing[0]]
+        raise ValueError(f"{file} does not fit the model: {differing[0]!r} is {there} there, {here} here; {problem}")
+
+
+def _problem(network: nn.Module, image_shape: ImageShape, num_classes: int) -> str | None:
+    """Why a network is no shrunk one: shrinking leaves what it takes and returns as they were."""
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        with torch.no_grad():
+            outputs = network.eval()(torch.zeros(_BATCH_SIZE, *image_shape))
+    except Exception as error:  # whatever its code raises
+        return f"a network of these sizes fails on such images ({str(error).strip().partition(chr(10))[0]})"
+    finally:
+        for module, training in modes:
+            module.training = training
+    shape = tuple(outputs.shape)
+    if shape == (_BATCH_SIZE, num_classes):
+        return None
+    return f"a network of these sizes returns shape {shape} for {_BATCH_SIZE} images"
 
 
 def _weights_file(source: Path, weights: Path | None) -> tuple[Path, Path]:
