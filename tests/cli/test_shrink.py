@@ -109,6 +109,16 @@ def test_the_smaller_network_computes_the_same_and_the_numbers_are_the_real_ones
     assert 0 < float(stated[1]) < 1e-5
 
 
+@pytest.mark.usefixtures("weights")
+def test_sizes_can_be_rounded_up(capsys):
+    output, _ = run(capsys, "shrink", RUN, "--round-to", "8", "-o", "small.packed")
+    sizes = [len(tensor) for name, tensor in load_packed("small.packed").items() if name.endswith("weight")]
+    assert 10 in sizes
+    assert all(size % 8 == 0 for size in sizes if size != 10)
+    assert "rows of zeros, since sizes are rounded up to multiples of 8" in output
+    assert "--round-to" in error(capsys, "shrink", RUN, "--round-to", "0", "-o", "other.packed")
+
+
 def test_json_says_the_same(capsys, weights, network):
     output, messages = run(capsys, "shrink", RUN, "-o", "a.packed", "--values", "bf16", "--json")
     found = json.loads(output)

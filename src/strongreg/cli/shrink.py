@@ -37,6 +37,9 @@ def shrink(
         Path | None, typer.Option("--out", "-o", help="Packed file to write. Default: beside the weights.")
     ] = None,
     values: ValuesName = "fp32",
+    round_to: Annotated[
+        int, typer.Option(min=1, help="Leave sizes at multiples of it, which runs faster in some libraries: 8 or 16.")
+    ] = 1,
     weights: trained.Weights = None,
     recipe: trained.Recipe = None,
     model: trained.Model = None,
@@ -55,7 +58,7 @@ def shrink(
         raise UserError(f"cannot write to {target}: give a file in a directory that exists")
     images = torch.randn((_BATCH_SIZE, *network.image_shape), generator=torch.Generator().manual_seed(0))
     try:
-        small, report = shrink_and_report(network.model, images)
+        small, report = shrink_and_report(network.model, images, round_to=round_to)
         again = _again(network.model, small)
         with writing(target):
             contents = save_packed(small, target, values)  # type: ignore[arg-type]
