@@ -181,7 +181,7 @@ class TrainingSection(_Section):
     tensorboard: bool = False
     """Whether each epoch's numbers are written for TensorBoard too, into the run's directory."""
     stop_when_dead: int = Field(0, ge=0)
-    """End a run that has been at chance for this many epochs in a row; 0 for never."""
+    """End a run at chance for this many epochs in a row, on validation images or, without, training ones; 0: never."""
 
 
 class PruningSection(_Section):

@@ -25,6 +25,7 @@ _WITHOUT_ZEROS = {"penalty.ramp_share": 0.5, "penalty.final_factor": 0.0, "penal
 
 
 _RECIPE_REMEDY = "delete this one file if its runs are of the same recipe, or choose another --out"
+_HELD_OUT = 1 / 6  # of the training images, where the recipe holds out none
 _LEARNED = 0.5  # half way from chance to the dense network
 _ACTED = 0.1  # of the steps at which it may: less, and the network lives because it was left alone
 _FACTOR = 4.0
@@ -39,7 +40,7 @@ class Probe:
     Args:
         method: its name.
         strength: of the penalty.
-        accuracies: of each seed, in [0, 1]; on the validation images where the recipe holds some out.
+        accuracies: of each seed, in [0, 1], on the validation images.
         compressions: of each seed; None where no weight is left.
         open_fractions: share of the steps at which the penalty acted, of each seed.
         endured: whether every seed learned, and the penalty acted.
@@ -142,7 +143,7 @@ class ToleranceStudy:
     """Probes of several methods in one directory; finished ones are kept when it is opened again.
 
     Args:
-        recipe: what every run shares but the strength.
+        recipe: what every run shares but the strength; a sixth of the training images is held out if it holds out none.
         methods: of always, delayed and coherent.
         seeds: a strength is endured if it is at every seed.
         directory: where everything is written.
@@ -163,7 +164,8 @@ class ToleranceStudy:
         precision: float = 1.2,
         data_dir: Path | None = None,
     ) -> None:
-        self.recipe, self.directory, self.data_dir = on_a_real_device(recipe), directory, data_dir
+        self.recipe = on_a_real_device(_holding_out(recipe))
+        self.directory, self.data_dir = directory, data_dir
         self.methods, self.seeds = list(methods), list(seeds)
         self.dense: list[RunResult] = []
         self.probes: list[Probe] = []
@@ -294,9 +296,16 @@ def _or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _holding_out(recipe: Recipe) -> Recipe:
+    """To find a level is to choose, which is done on images of their own."""
+    if recipe.data.validation_share > 0:
+        return recipe
+    return build_recipe({"data.validation_share": _HELD_OUT}, recipe.model_dump())
+
+
 def _accuracy(result: RunResult) -> float:
-    """On the validation images where there are any: to find a level is to choose."""
-    return result.accuracy if result.validation_accuracy is None else result.validation_accuracy
+    assert result.validation_accuracy is not None
+    return result.validation_accuracy
 
 
 def _check_dense(results: Sequence[RunResult]) -> None:

@@ -39,6 +39,7 @@ from strongreg.experiments.engine.measurement import (
     evaluate,
     largest_share,
     run_result,
+    sample,
 )
 from strongreg.experiments.engine.methods import REGULARIZED, build_regularizers
 from strongreg.experiments.engine.optimizers import build_optimizers, lr_schedule
@@ -137,7 +138,11 @@ class _Trainer:
         self.pruner = build_pruner(method, self.model, params, recipe.pruning, self.num_steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.precision == "fp16")
         self.watched = self.data.validation if len(self.data.validation) else self.data.test
-        self.chance = largest_share(self.watched)
+        # whether a run goes on is a choice, which is not made on test images
+        self.judged = (
+            self.data.validation if len(self.data.validation) else sample(self.data.train, len(self.data.test))
+        )
+        self.chance = largest_share(self.judged)
         self.epoch, self.batch, self.num_dead = 0, 0, 0
         self.loss_sum = torch.zeros((), device=self.device)
         self.seconds = 0.0
@@ -234,7 +239,7 @@ class _Trainer:
             self.counted,
         )
         self.loss_sum.zero_()
-        self.num_dead = 0 if is_above_chance(accuracy, self.chance) else self.num_dead + 1
+        self.num_dead = self.num_dead + 1 if self._is_at_chance(accuracy) else 0
         self.lines.append(json.dumps(asdict(metrics)) + "\n")
         self.world.on_main(self._write_last_line)
         return metrics
@@ -242,6 +247,11 @@ class _Trainer:
     def _write_last_line(self) -> None:
         with (self.directory / METRICS_FILE).open("a", encoding="utf-8") as stream:
             stream.write(self.lines[-1])
+
+    def _is_at_chance(self, accuracy: float) -> bool:
+        if self.recipe.training.stop_when_dead and self.judged is not self.watched:
+            accuracy = self.world.on_main(lambda: self._evaluate(self.judged))
+        return not is_above_chance(accuracy, self.chance)
 
     def _is_dead(self) -> bool:
         limit = self.recipe.training.stop_when_dead

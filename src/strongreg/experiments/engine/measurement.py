@@ -256,6 +256,20 @@ def run_result(
     )
 
 
+def sample(split: Split, num_images: int) -> Split:
+    """Some images of a split, evenly spread over it.
+
+    Args:
+        split: images with their classes.
+        num_images: how many at most, >= 1.
+
+    Returns:
+        The images.
+    """
+    step = max(1, len(split) // num_images)
+    return Split(split.images[::step][:num_images], split.labels[::step][:num_images])
+
+
 def largest_share(split: Split) -> float:
     """The share of the largest class: the accuracy of the best constant answer.
 
