@@ -147,6 +147,17 @@ def test_what_is_used_in_training_stays():
     assert [x.reason for x in report.left] == ["the network's code in training mode fixes its size"]
 
 
+def test_groups_that_become_one_are_the_same_convolution():
+    """torch.export leaves out the number of groups where it is 1."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1, groups=2), nn.Conv2d(6, 2, 1))
+    zero(model[0].weight[4:], model[0].bias[4:], model[2].weight[3:], model[2].bias[3:])
+    x = torch.randn(2, 3, 5, 5)
+    shrunk, report = shrink_and_report(model.eval(), x)
+    assert (shrunk[2].weight.shape, shrunk[2].groups) == ((3, 4, 3, 3), 1)
+    assert report.left == ()
+    torch.testing.assert_close(shrunk(x), model(x))
+
+
 class Counts(nn.Module):
     """Counts its calls, and rolls its channels."""
 

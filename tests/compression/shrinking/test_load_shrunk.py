@@ -25,6 +25,22 @@ def test_a_shrunk_network_is_kept_as_a_packed_file(name, tmp_path):
     assert str(again) == str(shrunk)
 
 
+def test_a_convolution_that_has_lost_all_groups_but_one_and_a_part_of_that_one():
+    def build():
+        return nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 3, groups=2), nn.Conv2d(6, 2, 1)).eval()
+
+    model = build()
+    with torch.no_grad():
+        for zeros in (model[0].weight[3:], model[0].bias[3:], model[2].weight[2:], model[2].bias[2:]):
+            zeros.zero_()
+    x = torch.randn(2, 3, 5, 5)
+    shrunk = shrink(model, x)
+    assert (shrunk[2].weight.shape, shrunk[2].groups) == ((2, 3, 3, 3), 1)
+    again = load_shrunk(build(), shrunk.state_dict())
+    assert str(again) == str(shrunk)
+    assert torch.equal(again(x), shrunk(x))
+
+
 def test_a_state_that_is_not_of_the_network_is_an_error_and_changes_nothing():
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     before = copy.deepcopy(model.state_dict())

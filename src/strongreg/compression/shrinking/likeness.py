@@ -28,8 +28,6 @@ _MAKERS = frozenset(("zeros", "ones", "empty", "full", "new_zeros", "new_ones", 
 _PERMUTATIONS = frozenset(("permute", "transpose", "squeeze", "unsqueeze"))
 """Take axes, not sizes."""
 
-_BIAS_AT, _GROUPS_AT = 2, 6
-
 
 Shapes = Mapping[fx.Node, Any]
 """For each node the shape of its output, or a list of them."""
@@ -92,18 +90,16 @@ def _shapes(node: fx.Node) -> list[Any]:
 def _content(node: fx.Node, program: Program, number_of: dict[fx.Node, int], resized: bool) -> Any:
     """An operation with its numbers, and where its inputs come from; without sizes, where those have changed."""
     name = name_of(node)
-    args, kwargs = list(node.args), dict(node.kwargs)
+    named = _named(node)
     if name in (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, "linear"):
-        args[_BIAS_AT:] = args[_BIAS_AT + 1 :]
-        kwargs.pop("bias", None)
-    if name in CONVOLUTIONS and resized:
-        args[_GROUPS_AT - 1 :] = []
-        kwargs.pop("groups", None)
-    if name in MOVEMENTS and resized:
-        args[1:] = [x for x in args[1:] if not _is_size(x) or name in _PERMUTATIONS]
-        kwargs = {key: value for key, value in kwargs.items() if not _is_size(value)}
-    if name in _MAKERS and resized:
-        args[name.startswith("new_")] = None
+        named.pop("bias")
+        if resized and name in CONVOLUTIONS:
+            named.pop("groups")
+        named = {key: _of_each_dim(value) for key, value in named.items()}
+    if resized and name in MOVEMENTS and name not in _PERMUTATIONS:
+        named = {key: value for key, value in named.items() if not _is_size(value)}
+    if resized and name in _MAKERS:
+        named.pop("size")
 
     def plain(x: Any) -> Any:
         if isinstance(x, fx.Node):
@@ -112,8 +108,24 @@ def _content(node: fx.Node, program: Program, number_of: dict[fx.Node, int], res
             return tuple(plain(y) for y in x)
         return (type(x).__name__, x)
 
-    called = "reshape" if name in ("view", "_unsafe_view") else name
-    return (called, plain(args), tuple((key, plain(value)) for key, value in sorted(kwargs.items())))
+    called = "view" if name == "_unsafe_view" else name
+    return (called, tuple((key, plain(value)) for key, value in named.items()))
+
+
+def _named(node: fx.Node) -> dict[str, Any]:
+    """All arguments by name, those left out, too: torch leaves out such as are the default."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:  # getitem
+        return dict(enumerate(node.args))  # type: ignore[arg-type]
+    given = dict(zip((x.name for x in schema.arguments), node.args, strict=False)) | node.kwargs
+    return {x.name: given.get(x.name, x.default_value) for x in schema.arguments}
+
+
+def _of_each_dim(value: Any) -> Any:
+    """One number where it is the same along each axis."""
+    if isinstance(value, list | tuple) and len(set(value)) == 1:
+        return value[0]
+    return value
 
 
 def _is_size(x: Any) -> bool:

@@ -164,8 +164,10 @@ def _resize(module: nn.Module) -> None:
         module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
     elif isinstance(module, _ConvNd):
         num_outputs, num_columns = module.weight.shape[:2]
-        if module.groups > 1:  # whole groups go
-            module.groups = module.groups * num_outputs // module.out_channels
+        per_group = module.out_channels // module.groups
+        is_cut_within = num_columns != module.in_channels // module.groups or num_outputs % per_group
+        # whole groups go, until one is left: that is an ordinary convolution, of which anything may go
+        module.groups = 1 if is_cut_within else num_outputs // per_group
         module.in_channels, module.out_channels = num_columns * module.groups, num_outputs
     elif isinstance(module, _NormBase):
         of_channels = module.weight if module.weight is not None else module.running_mean
