@@ -103,7 +103,8 @@ def test_a_summary_is_an_immutable_value():
     [
         (0.5, False, ""),
         (0.5, True, "finish the run with schedule=Refit"),
-        (0.005, True, "acted at 0.5% of the steps"),
+        (0.049, True, "acted at 4.9% of the steps"),
+        (0.051, False, ""),
         (0.0, False, "acted at 0.0% of the steps"),
         (math.nan, False, ""),  # no step at which the penalty might have acted
     ],
