@@ -22,8 +22,22 @@ def check_known(kind: str, name: str, known: Iterable[str]) -> None:
         UserError: it is not; the closest names are suggested.
     """
     names = sorted(known)
-    if name in names:
-        return
+    if name not in names:
+        raise UserError(unknown(kind, name, names))
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """What to say of a name that is not among the known ones.
+
+    Args:
+        kind: what is named, for the message ("model").
+        name: the name given.
+        known: the names there are.
+
+    Returns:
+        The message, with the closest name.
+    """
+    names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise UserError(f"unknown {kind} {name!r}: {hint}choose one of {', '.join(names)}")
+    return f"unknown {kind} {name!r}: {hint}choose one of {', '.join(names)}"
