@@ -166,7 +166,8 @@ class TrainingSection(_Section):
     batch_size: int = Field(64, ge=1, le=_MOST_IMAGES)
     """Images per optimizer step."""
     accumulate: int = Field(1, ge=1, le=_MOST_IMAGES)
-    """Parts that a batch is cut into, to fit into memory; their gradients add up to the batch's."""
+    """Parts that a batch is cut into, to fit into memory; their gradients add up to the batch's. But batch
+    normalization sees the parts: with it this is not the large batch."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What autocast computes in; weights stay in float32."""
     channels_last: bool = False
