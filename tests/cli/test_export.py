@@ -193,7 +193,7 @@ def test_every_error_is_one_line_and_nothing_is_written(capsys, arguments, messa
 
 def test_a_missing_package_is_one_line(capsys, weights, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert "pip install 'strongreg[export]'" in error(capsys, "export", weights, "--onnx", "a.onnx")
+    assert "pip install '.[export]' in the clone" in error(capsys, "export", weights, "--onnx", "a.onnx")
 
 
 @pytest.mark.usefixtures("weights")

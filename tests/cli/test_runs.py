@@ -23,6 +23,7 @@ from strongreg.experiments.data import load_data
 from strongreg.experiments.engine import RunStoppedError, train
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.recipe import COMPARED, Recipe
+from strongreg.extras import how_to_install
 
 # ---------------------------------------------------------------------- help and version
 
@@ -368,7 +369,7 @@ def test_an_error_during_the_runs_is_one_line(capsys, no_training):
 def test_a_missing_package_is_one_line_that_says_how_to_install_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "typer", None)
     text = error(capsys, "compare")
-    assert text == "the command needs the package 'typer': pip install 'strongreg[experiments]'"
+    assert text == f"the command needs the package 'typer': {how_to_install('experiments')}"
 
 
 def test_an_import_that_fails_for_another_reason_says_what_it_is(monkeypatch, capsys):

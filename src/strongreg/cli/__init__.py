@@ -9,6 +9,8 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 
+from strongreg.extras import how_to_install
+
 _DISTRIBUTED = "strongreg.experiments.engine.distributed"
 _EXIT_USER_ERROR = 2
 _EXIT_INTERRUPTED = 130  # what typer makes of Ctrl-C
@@ -43,7 +45,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except ImportError as error:
         if not error.name or error.name.partition(".")[0] == __package__.partition(".")[0]:  # there, but broken
             return _fail(f"cannot be started: {error}")
-        return _fail(f"the command needs the package {error.name!r}: pip install 'strongreg[experiments]'")
+        return _fail(f"the command needs the package {error.name!r}: {how_to_install('experiments')}")
     # BadParameter -> UsageError -> ClickException: click's own, or the copy that newer typers carry
     click_exception: type[Exception] = typer.BadParameter.__mro__[2]
     # under torchrun an error of the user is one of all processes. The first shows it; another that failed too would

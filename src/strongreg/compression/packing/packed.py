@@ -33,6 +33,7 @@ from strongreg.compression.packing.values import (
     to_bytes,
     widen,
 )
+from strongreg.extras import how_to_install
 from strongreg.files import write_bytes
 
 _KEY = "strongreg_packed"
@@ -368,5 +369,5 @@ def _safetensors() -> ModuleType:
     try:
         import safetensors.numpy
     except ImportError as error:
-        raise ImportError("packed files need the package safetensors: pip install 'strongreg[compression]'") from error
+        raise ImportError(f"packed files need the package safetensors: {how_to_install('compression')}") from error
     return safetensors
