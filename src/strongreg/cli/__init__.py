@@ -19,11 +19,13 @@ _EXIT_INTERRUPTED = 130  # what typer makes of Ctrl-C
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; every error of the user is one line on standard error and exit code 2.
 
+    Training that was asked to terminate saves its checkpoints and ends with what a shell reports for the signal.
+
     Args:
         arguments: the command's arguments; those of the process by default.
 
     Raises:
-        SystemExit: always; 0 for success, 2 for an error of the user or an interrupt.
+        SystemExit: always; 0 for success, 2 for an error of the user or Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
     """
     try:
         code = _run(arguments)
@@ -55,7 +57,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         code = app(arguments, standalone_mode=False, prog_name="strongreg")
         return _fail("interrupted") if code == _EXIT_INTERRUPTED else code if isinstance(code, int) else 0
     except UserError as error:
-        return fail(str(error))
+        return fail(str(error), error.exit_code)
     except click_exception as error:
         hint = "" if arguments or sys.argv[1:] else " strongreg --help shows them"
         return fail(error.format_message() + hint)  # type: ignore[attr-defined]
@@ -83,13 +85,13 @@ def _interrupted_at_once() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _stay_silent(message: str) -> int:
-    del message
+def _stay_silent(message: str, code: int = _EXIT_USER_ERROR) -> int:
+    del message, code
     return 0
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, code: int = _EXIT_USER_ERROR) -> int:
     one_line = " ".join(message.split())
     sys.stderr.write(f"strongreg: error: {one_line}\n")
     sys.stderr.flush()
-    return _EXIT_USER_ERROR
+    return code

@@ -11,7 +11,10 @@ from strongreg.cli import export, packed, runs, shrink, study
 from strongreg.experiments.engine.distributed import Launch
 from strongreg.experiments.errors import UserError
 
-_EPILOG = """Examples:
+_EPILOG = """Exit codes: 0 done; 2 a mistake in what was asked for, something missing, or Ctrl-C, which one line says;
+143 (SIGTERM) and 129 (SIGHUP) a request to terminate, checkpoints saved where there was training; 1 an error of strongreg.
+
+Examples:
 
 strongreg compare
 
