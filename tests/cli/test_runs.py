@@ -250,6 +250,22 @@ def test_resume_trains_what_is_unfinished_from_its_checkpoint_with_the_recipe_of
     assert (out / "runs" / "dense-seed0" / "result.json").stat().st_mtime_ns == kept
 
 
+@pytest.mark.usefixtures("out")
+def test_a_directory_without_runs_says_which_to_give(capsys, no_training):
+    def text(directory: str) -> str:
+        return error(capsys, "train", "--resume", directory).removeprefix(f"{directory} holds no runs: ")
+
+    assert text("none") == "there is no config.json in it; give the directory that train or compare wrote"
+    assert text(".").endswith("; give the directory that train or compare wrote, such as out")
+    assert text("out/runs/dense-seed0").endswith("; it is one run of out: give that")
+    Path("tol").mkdir()
+    Path("tol/recipe.json").write_text("{}")
+    assert text("tol").endswith(
+        "it is of strongreg tolerance, which goes on by itself with the same command and --out tol"
+    )
+    assert no_training.call_count == 0
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [

@@ -28,6 +28,7 @@ from strongreg.cli.options import (
     new_directory,
     recipe_of,
 )
+from strongreg.cli.packed import check_target
 from strongreg.experiments.console import ProbeLines, show_slow_choices, show_tolerances
 from strongreg.experiments.errors import StoppedError, UserError
 from strongreg.experiments.fate import diagnose_run, find_runs
@@ -147,6 +148,7 @@ def report(
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("report.html"),
 ) -> None:
     """Draw one self-contained HTML file of one or many runs."""
+    check_target(out)
     from strongreg.experiments.gallery import write_gallery  # matplotlib is slow to import
 
     directories = [found for directory in runs for found in find_runs(directory)]

@@ -94,7 +94,6 @@ def write_gallery(directories: list[Path], file: Path) -> None:
         ],
         recipes=[(", ".join(names), recipe) for recipe, names in recipes.items()],
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(html, encoding="utf-8")
 
 
