@@ -161,7 +161,10 @@ def test_a_network_of_ones_own(capsys):
         (["strongreg-out", "--pt2", "a", "--onnx", "a"], "--onnx and --pt2 are both a: choose two files"),
         (["none", "--pt2", "a"], "there is no file none: give the directory of a finished run"),
         (["nets.py", "--pt2", "a", "--recipe", "none"], "cannot read recipe none: No such file"),
-        (["model.packed", "--pt2", "a"], "which network is model.packed? Give its --recipe, or --model,"),
+        (
+            ["model.packed", "--pt2", "a"],
+            "which network is model.packed? Give the directory of its run, which is enough",
+        ),
         (["strongreg-out", "--pt2", "a", "--model", "plain"], "unknown model 'plain': did you mean 'plain_cnn'?"),
         (["strongreg-out", "--pt2", "a", "--model", "lenet5", "--image-shape", "1,28,28"], "does not fit the model"),
         (["strongreg-out", "--pt2", "a", "--num-classes", "9"], "does not fit the model"),
@@ -177,8 +180,14 @@ def test_a_network_of_ones_own(capsys):
         ),
         (["model.packed", "--weights", "model.packed", "--pt2", "a"], "--weights model.packed replaces the weights"),
         (["strongreg-out", "--weights", "model.packed", "--pt2", "model.packed"], "model.packed would be overwritten"),
-        (["strongreg-out", "--pt2", "none/a"], "cannot write to none/a: No such file"),
-        (["strongreg-out", "--onnx", "strongreg-out"], "cannot write to strongreg-out: Is a directory"),
+        (
+            ["strongreg-out", "--pt2", "none/a"],
+            "cannot write to none/a: there is no directory none; make it, or choose",
+        ),
+        (
+            ["strongreg-out", "--onnx", "strongreg-out"],
+            "cannot write to strongreg-out: it is a directory; give a file with --onnx",
+        ),
         (["strongreg-out", "--onnx", "a", "--opset", "17"], "opset=17: must be between 18 and"),
         (["strongreg-out", "--onnx", "a", "--opset", "x"], "--opset"),
         (["nets.py", "--pt2", "a", "--recipe", "nets.py"], "recipe nets.py is not TOML"),
@@ -193,7 +202,7 @@ def test_every_error_is_one_line_and_nothing_is_written(capsys, arguments, messa
 
 def test_a_missing_package_is_one_line(capsys, weights, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert "pip install 'strongreg[export]'" in error(capsys, "export", weights, "--onnx", "a.onnx")
+    assert "pip install '.[export]' in the clone" in error(capsys, "export", weights, "--onnx", "a.onnx")
 
 
 @pytest.mark.usefixtures("weights")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from cli.command import SMALL, error, examples, run
+from experiments.finished import RUN_FILES
 from strongreg import load_packed, save_packed
 from strongreg.cli import packed
 
@@ -60,19 +63,27 @@ def test_tied_tensors_are_unpacked_twice(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["compress", "none.safetensors"], "cannot read none.safetensors: No such file"),
-        (["compress", "."], "cannot read weights.safetensors: No such file"),
+        (
+            ["compress", "none.safetensors"],
+            "there is no file none.safetensors: give the directory of a finished run, or a file",
+        ),
+        (["compress", "."], "there is no file weights.safetensors: give the directory of a finished run, or a file"),
         (["compress", "noise"], "noise is no safetensors file, or damaged"),
         (["compress", "model.safetensors", "--values", "fp8"], "values 'fp8'"),
-        (["compress", "model.safetensors", "-o", "none/x.packed"], "cannot write to none/x.packed: No such file"),
+        (
+            ["compress", "model.safetensors", "-o", "none/x.packed"],
+            "cannot write to none/x.packed: there is no directory none; make it, or",
+        ),
         (["compress", "large.safetensors", "--values", "fp16"], "cannot hold 1e+06 in tensor 'w'"),
         (["compress", "fine.packed"], "fine.packed would be overwritten"),
         (["inspect", "noise"], "noise is no packed file, or damaged"),
         (["inspect", "model.safetensors"], "a safetensors file, but no packed one"),
-        (["unpack", "none"], "cannot read none: No such file"),
+        (["unpack", "none"], "cannot read none: No such file or directory; give a packed file, such as model.packed"),
+        (["inspect", "none"], "cannot read none: No such file or directory; give a packed file, such as model.packed"),
+        (["inspect", "."], "cannot read .: Is a directory; give a packed file, such as model.packed"),
         (["unpack", "fine.packed", "-o", "fine.packed"], "fine.packed would be overwritten"),
-        (["unpack", "fine.packed", "--max-bytes", "10"], "take more than 10 bytes"),
-        (["unpack", "fine.packed", "-o", "none/x"], "cannot write to none/x: No such file"),
+        (["unpack", "fine.packed", "--max-bytes", "10"], "choose a larger --max-bytes"),
+        (["unpack", "fine.packed", "-o", "none/x"], "cannot write to none/x: there is no directory none; make it, or"),
         (["unpack", "odd.packed"], "safetensors cannot hold the tensors of odd.packed"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
@@ -83,6 +94,41 @@ def test_every_error_is_one_line_that_names_the_file(capsys, weights, tmp_path, 
     save_packed(weights, "fine.packed")
     save_packed({"x": torch.zeros(3, dtype=torch.bits8)}, "odd.packed")
     assert message in error(capsys, *arguments)
+
+
+def test_a_directory_means_the_run_in_it(capsys, out):
+    assert "holds 4 runs: name one, such as out/runs/" in error(capsys, "compress", "out")
+    shutil.rmtree(out / "runs" / "always-seed0")
+    shutil.copytree(out / "runs" / "dense-seed0", "alone/runs/dense-seed0")
+    assert run(capsys, "compress", "alone")[1] == "wrote alone/runs/dense-seed0/weights.packed\n"
+    text = error(capsys, "inspect", "alone/runs/dense-seed0")
+    assert text.endswith("Is a directory; give alone/runs/dense-seed0/model.packed")
+
+
+@pytest.mark.parametrize("name", [*RUN_FILES, "checkpoint.pt", "../../config.json", "../../recipe.toml"])
+def test_no_command_writes_over_the_files_of_a_run(capsys, out, name):
+    folder = Path("out/runs/dense-seed0")
+    file = folder / name
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    shutil.copy(folder / "weights.safetensors", "mine.safetensors")
+    for command in (["compress", "mine.safetensors"], ["shrink", folder], ["unpack", folder / "model.packed"]):
+        text = error(capsys, *command, "-o", file)
+        assert text in (
+            f"{file} is a file of the run in {file.parent}: choose another --out",
+            f"{file} would be overwritten: choose another with --out",
+        )
+    for option in ("--onnx", "--pt2"):
+        assert f"choose another {option}" in error(capsys, "export", out / "runs" / "always-seed0", option, file)
+    assert "choose another --out" in error(capsys, "report", "out", "--out", file)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_files_of_these_names_elsewhere_are_written(capsys, out):
+    Path("recipe.toml").write_text("")
+    run(capsys, "compress", "out/runs/dense-seed0", "-o", "model.packed")
+    run(capsys, "unpack", "model.packed", "-o", "weights.safetensors")
+    run(capsys, "compress", "out/runs/dense-seed0", "-o", "out/model.packed")
+    assert (out / "model.packed").read_bytes() == Path("model.packed").read_bytes()  # the same weights, the same file
 
 
 def test_the_examples_run(capsys, weights):

@@ -60,9 +60,9 @@ def _begun_runs() -> list[Path]:
     return [file.parent for file in Path("out/runs").glob("*/metrics.jsonl")]
 
 
-def _assert_interrupted(process: subprocess.Popen[str]) -> None:
+def _assert_interrupted(process: subprocess.Popen[str], code: int) -> None:
     output, messages = process.communicate(timeout=ENDED)
-    assert process.returncode == 2
+    assert process.returncode == code
     assert output == ""
     assert messages.splitlines() == [
         "interrupting: the runs under way save their checkpoints",
@@ -78,19 +78,19 @@ def _assert_interrupted(process: subprocess.Popen[str]) -> None:
 
 def test_a_request_to_terminate_saves_every_run_that_was_begun_and_leaves_no_process(begun):
     begun.send_signal(signal.SIGTERM)
-    _assert_interrupted(begun)
+    _assert_interrupted(begun, 128 + signal.SIGTERM)
 
 
 def test_a_closed_terminal_reaches_the_whole_group_and_does_the_same(begun):
     os.killpg(begun.pid, signal.SIGHUP)
-    _assert_interrupted(begun)
+    _assert_interrupted(begun, 128 + signal.SIGHUP)
 
 
 def test_a_request_to_terminate_to_the_whole_group_saves_every_run_too(begun):
     os.killpg(begun.pid, signal.SIGTERM)
     begun.communicate(timeout=ENDED)
     _wait_for_the_end(begun.pid)
-    assert begun.returncode == 2
+    assert begun.returncode == 128 + signal.SIGTERM
     assert len([folder for folder in _begun_runs() if (folder / "checkpoint.pt").exists()]) >= 2
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -15,7 +16,7 @@ import pytest
 
 import strongreg
 from cli.command import COMMAND, RECIPE, SMALL, error, examples, interrupt, run
-from experiments.finished import DAMAGES, damage
+from experiments.finished import DAMAGES, damage, train_runs
 from experiments.recipes import recipe
 from strongreg import cli
 from strongreg.experiments import pool
@@ -23,6 +24,7 @@ from strongreg.experiments.data import load_data
 from strongreg.experiments.engine import RunStoppedError, train
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.recipe import COMPARED, Recipe
+from strongreg.extras import how_to_install
 
 # ---------------------------------------------------------------------- help and version
 
@@ -46,6 +48,7 @@ def test_help_names_the_commands(capsys, flag):
     output, messages = run(capsys, flag)
     assert "compare" in output
     assert "train" in output
+    assert all(f" {code} " in " ".join(output.split()) for code in ("0 done;", "2 a mistake", "143 (SIGTERM)"))
     assert messages == ""
 
 
@@ -165,6 +168,27 @@ def test_of_other_runs_in_the_directory_none_is_begun(capsys, no_training, out):
     assert no_training.call_count == 1
 
 
+def test_what_makes_runs_slow_is_said_before_they_begin(capsys, no_training):
+    _, messages = run(capsys, "train", *SMALL, "--set", "training.precision=fp16", "--set", "training.compile=true")
+    assert [line.partition(" ")[0] for line in messages.splitlines()[:2]] == [
+        "training.precision=fp16",
+        "training.compile=true:",
+    ]
+    assert no_training.call_count == 1
+
+
+def test_runs_that_were_stopped_when_dead_are_marked(capsys, elsewhere):
+    dying = recipe(model="lenet300", epochs=4, strength=100.0, training__stop_when_dead=1)
+    out = train_runs(elsewhere / "dying", dying, ["dense", "always"])
+    output, _ = run(capsys, "train", "--resume", out)
+    assert output.splitlines().count("Stopped when dead: always seed 0 after epoch 1 of 4.") == 1
+    assert "<p>Stopped when dead: always seed 0 after epoch 1 of 4.</p>" in (out / "report.html").read_text()
+    run(capsys, "report", out, "--out", "both.html")
+    assert "<p>Stopped when dead: dying/always-seed0 after epoch 1 of 4.</p>" in Path("both.html").read_text()
+    run(capsys, "report", out / "runs" / "dense-seed0", "--out", "one.html")
+    assert "Stopped when dead" not in Path("one.html").read_text()
+
+
 # ---------------------------------------------------------------------- recipes
 
 
@@ -219,12 +243,46 @@ def test_resume_trains_what_is_unfinished_from_its_checkpoint_with_the_recipe_of
     with pytest.raises(RunStoppedError):
         train(RECIPE, "coherent", 0, load_data("digits"), folder, should_stop=lambda: next(calls))
     kept = (out / "runs" / "dense-seed0" / "result.json").stat().st_mtime_ns
-    # other options are not taken
-    output, messages = run(capsys, "train", "--resume", out, "--epochs", 50, "--method", "dense", "--json")
+    output, messages = run(capsys, "train", "--resume", out, "--json")
     assert f"3 finished runs found in {out}, 1 to train, 1 of them from a checkpoint" in messages
     assert [entry["method"] for entry in json.loads(output)["runs"]] == list(COMPARED)
     assert (folder / "weights.safetensors").read_bytes() == expected
     assert (out / "runs" / "dense-seed0" / "result.json").stat().st_mtime_ns == kept
+
+
+@pytest.mark.usefixtures("out")
+def test_a_directory_without_runs_says_which_to_give(capsys, no_training):
+    def text(directory: str) -> str:
+        return error(capsys, "train", "--resume", directory).removeprefix(f"{directory} holds no runs: ")
+
+    assert text("none") == "there is no config.json in it; give the directory that train or compare wrote"
+    assert text(".").endswith("; give the directory that train or compare wrote, such as out")
+    assert text("out/runs/dense-seed0").endswith("; it is one run of out: give that")
+    Path("tol").mkdir()
+    Path("tol/recipe.json").write_text("{}")
+    assert text("tol").endswith(
+        "it is of strongreg tolerance, which goes on by itself with the same command and --out tol"
+    )
+    assert no_training.call_count == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ("--epochs 50 --method dense", "without --method, --epochs: leave them out"),
+        ("--seed 9", "without --seed: leave it out"),
+        ("--set optimizer.lr=1 --penalty l1", "without --penalty, --set: leave them out"),
+        ("--method coherent", "without --method: leave it out"),  # the default, but asked for
+        ("--device cpu --out elsewhere --data-dir .", "without --device, --out: leave them out"),
+    ],
+)
+def test_resume_takes_no_option_that_it_would_have_to_drop(capsys, out, no_training, options, named):
+    before = sorted(Path.cwd().rglob("*"))
+    text = error(capsys, "train", "--resume", out, *options.split())
+    assert text == f"--resume {out} goes on with the recipe of {out}, {named}, or train anew without --resume"
+    assert no_training.call_count == 0
+    assert sorted(Path.cwd().rglob("*")) == before
+    run(capsys, "train", "--resume", out, "--data-dir", ".", "--json")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"config": 3}', '{"config": null}', '{"config": {"modelx": {}}}'])
@@ -296,6 +354,8 @@ def test_a_bad_value_is_one_line_and_exit_code_2(capsys, elsewhere, no_training,
         ("compare --workers 0", "workers=0: must be >= 1"),
         ("train --seed -1", "seed=-1: must be between 0 and 9223372036854775807"),
         ("train --seed 18446744073709551616", "seed=18446744073709551616: must"),
+        ("compare --methods ''", "--methods '': a name is missing; write some of dense,always,"),
+        ("tolerance --methods always,", "--methods 'always,': a name is missing; write some of always,delayed,"),
         ("compare --methods dense,coherrent", "unknown method 'coherrent': did you mean 'coherent'?"),
         ("compare --methods slimming --model lenet300", "slimming needs batch normalization"),
         ("train --resume nowhere", "nowhere holds no runs"),
@@ -368,7 +428,7 @@ def test_an_error_during_the_runs_is_one_line(capsys, no_training):
 def test_a_missing_package_is_one_line_that_says_how_to_install_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "typer", None)
     text = error(capsys, "compare")
-    assert text == "the command needs the package 'typer': pip install 'strongreg[experiments]'"
+    assert text == f"the command needs the package 'typer': {how_to_install('experiments')}"
 
 
 def test_an_import_that_fails_for_another_reason_says_what_it_is(monkeypatch, capsys):
@@ -397,6 +457,22 @@ def test_an_interrupt_keeps_and_shows_what_is_finished(capsys, out, no_training)
 def test_an_interrupt_before_the_first_run_is_finished_is_one_line(capsys, no_training):
     no_training.side_effect = KeyboardInterrupt
     assert "interrupted: 0 of 4 runs are finished" in error(capsys, "compare", *SMALL, "--out", "new")
+
+
+def test_an_interrupt_of_resume_says_that_resume_goes_on(capsys, out, no_training):
+    (out / "runs" / "coherent-seed0" / "result.json").unlink()
+    no_training.side_effect = KeyboardInterrupt
+    _, messages = run(capsys, "train", "--resume", out, code=2)
+    assert messages.splitlines()[-1].endswith(f" kept in {out}; strongreg train --resume {out} goes on")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("command", ["compare", "train"])
+def test_a_request_to_terminate_has_the_exit_code_of_its_signal(capsys, no_training, command, number, code):
+    no_training.side_effect = lambda *_: os.kill(os.getpid(), number)
+    output, messages = run(capsys, command, *SMALL, "--out", "new", code=code)
+    assert output == ""
+    assert "error: interrupted: 0 of " in messages
 
 
 def test_an_interrupt_before_the_runs_is_one_line(capsys, monkeypatch):

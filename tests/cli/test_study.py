@@ -209,6 +209,7 @@ def test_diagnose_as_json_is_nothing_else_on_standard_output(capsys):
 
 @pytest.mark.usefixtures("out")
 def test_report_draws_several_directories_on_one_page(capsys):
+    Path("new").mkdir()
     output, messages = run(capsys, "report", "out/runs/dense-seed0", "out", "--out", "new/both.html")
     assert (output, messages) == ("", "wrote new/both.html\n")
     html = Path("new/both.html").read_text(encoding="utf-8")
@@ -221,6 +222,9 @@ def test_a_report_that_cannot_be_written_is_one_line(capsys):
     Path("file").write_text("mine")
     for place in ("file/below.html", "out"):
         assert f"cannot write to {place}: " in error(capsys, "report", "out", "--out", place)
+    text = error(capsys, "report", "out", "--out", "none/x.html")
+    assert text == "cannot write to none/x.html: there is no directory none; make it, or choose another --out"
+    assert not Path("none").exists()
 
 
 # ---------------------------------------------------------------------- mistakes of both

@@ -38,7 +38,7 @@ def directory(trained, tmp_path) -> Path:
 
 
 def _gallery(*directories: Path) -> str:
-    file = directories[0].parent / "new" / "gallery.html"
+    file = directories[0].parent / "gallery.html"
     write_gallery([run for directory in directories for run in find_runs(directory)], file)
     return file.read_text(encoding="utf-8")
 

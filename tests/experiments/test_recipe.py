@@ -57,13 +57,21 @@ def test_a_bad_value_is_an_error_that_names_the_key_and_the_value(key, value):
 
 @pytest.mark.parametrize(
     ("key", "nearest"),
-    [("penalty.strengthx", "penalty.strength"), ("training.epoch", "training.epochs"), ("epochs", "training.epochs")],
+    [
+        ("penalty.strengthx", "penalty.strength"),
+        ("training.epoch", "training.epochs"),
+        ("epochs", "training.epochs"),
+        ("lr", "optimizer.lr"),
+        ("penalty.lr", "optimizer.lr"),
+        ("mode", "penalty.mode"),
+        ("training.norm", "model.norm"),
+    ],
 )
 def test_an_unknown_key_is_an_error_that_names_the_nearest(key, nearest):
     assert _error({key: 3}) == f"{key}=3: unknown key; did you mean {nearest}?"
-    if "." in key:
-        section, name = key.split(".")
-        assert _error(base={section: {name: 3}}) == f"{key}=3: unknown key; did you mean {nearest}?"
+    section, dot, name = key.partition(".")
+    base = {section: {name: 3}} if dot else {section: 3}
+    assert _error(base=base) == f"{key}=3: unknown key; did you mean {nearest}?"
 
 
 @pytest.mark.parametrize(
@@ -109,7 +117,18 @@ def test_an_unknown_section_is_an_error_that_names_the_nearest():
     assert _error(base={"penalties": {"strength": 1}}) == (
         "penalties={'strength': 1}: unknown key; did you mean penalty?"
     )
-    assert _error(base={"penalty": 3}).startswith("penalty=3: must be ")
+
+
+def test_what_should_be_a_table_says_how_to_write_one():
+    for section in ("penalty", "methods", "methods.dense"):
+        base = {"methods": {"dense": 3}} if section == "methods.dense" else {section: 3}
+        assert _error(base=base) == f"{section}=3: must be a table; write [{section}], and its keys below it"
+
+
+def test_a_section_that_is_set_as_if_it_were_a_key_names_its_keys():
+    assert _error({"gate": 3}) == (
+        "gate=3: a section is no key; write gate.KEY=VALUE with one of threshold, scope, delay_share"
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,7 +144,23 @@ def test_overrides_of_a_method_are_checked_like_the_rest():
         "methods.dense: optimizer.wd=1: unknown key; did you mean optimizer."
     )
     assert "methods.dense: optimizer.lr=-1: must be greater than 0" in _error({"methods.dense.optimizer.lr": -1})
-    assert "must be 'dense'" in _error(base={"methods": {"dens": {}}})
+
+
+@pytest.mark.parametrize("how", [{"base": {"methods": {"dens": {}}}}, {"changes": {"methods.dens.optimizer.lr": 1}}])
+def test_overrides_of_an_unknown_method_are_an_error_that_names_the_nearest(how):
+    assert _error(**how).startswith("methods.dens: unknown method 'dens': did you mean 'dense'? choose one of always, ")
+
+
+def test_an_override_that_is_a_table_is_an_error_that_shows_how_to_write_it():
+    table = {"methods": {"dense": {"optimizer": {"lr": 0.5}}}}
+    assert _error(base=table) == (
+        "methods.dense: optimizer={'lr': 0.5}: an override is one line, its whole key in quotes; write "
+        '"optimizer.lr" = 0.5'
+    )
+    assert tomllib.loads('[methods.dense]\n"optimizer.lr" = 0.5')["methods"] == {"dense": {"optimizer.lr": 0.5}}
+    assert 'write "optimizer.KEY" = VALUE with one of name, lr, ' in _error(
+        base={"methods": {"dense": {"optimizer": 3}}}
+    )
 
 
 def test_a_method_is_trained_with_its_overrides():

@@ -189,7 +189,8 @@ def test_what_is_missing_or_does_not_fit_is_one_clear_error(run, tmp_path):
     alone = shutil.copy(weights, tmp_path / "alone")
     for given in ({}, {"model": "vgg11", "image_shape": (3, 32, 32)}, {"num_classes": 3}):
         with pytest.raises(
-            UserError, match=r"which network is .*alone\? Give its --recipe, or --model, --image-shape and"
+            UserError,
+            match=r"which network is .*alone\? Give .* which is enough, or its --recipe, or --model, --image-shape and",
         ):
             load_trained(alone, **given)
     shutil.copytree(run, run.parent / "dense-seed1")

@@ -9,6 +9,8 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 
+from strongreg.extras import how_to_install
+
 _DISTRIBUTED = "strongreg.experiments.engine.distributed"
 _EXIT_USER_ERROR = 2
 _EXIT_INTERRUPTED = 130  # what typer makes of Ctrl-C
@@ -17,11 +19,13 @@ _EXIT_INTERRUPTED = 130  # what typer makes of Ctrl-C
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; every error of the user is one line on standard error and exit code 2.
 
+    Training that was asked to terminate saves its checkpoints and ends with what a shell reports for the signal.
+
     Args:
         arguments: the command's arguments; those of the process by default.
 
     Raises:
-        SystemExit: always; 0 for success, 2 for an error of the user or an interrupt.
+        SystemExit: always; 0 for success, 2 for an error of the user or Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
     """
     try:
         code = _run(arguments)
@@ -43,7 +47,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except ImportError as error:
         if not error.name or error.name.partition(".")[0] == __package__.partition(".")[0]:  # there, but broken
             return _fail(f"cannot be started: {error}")
-        return _fail(f"the command needs the package {error.name!r}: pip install 'strongreg[experiments]'")
+        return _fail(f"the command needs the package {error.name!r}: {how_to_install('experiments')}")
     # BadParameter -> UsageError -> ClickException: click's own, or the copy that newer typers carry
     click_exception: type[Exception] = typer.BadParameter.__mro__[2]
     # under torchrun an error of the user is one of all processes. The first shows it; another that failed too would
@@ -53,7 +57,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         code = app(arguments, standalone_mode=False, prog_name="strongreg")
         return _fail("interrupted") if code == _EXIT_INTERRUPTED else code if isinstance(code, int) else 0
     except UserError as error:
-        return fail(str(error))
+        return fail(str(error), error.exit_code)
     except click_exception as error:
         hint = "" if arguments or sys.argv[1:] else " strongreg --help shows them"
         return fail(error.format_message() + hint)  # type: ignore[attr-defined]
@@ -81,13 +85,13 @@ def _interrupted_at_once() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _stay_silent(message: str) -> int:
-    del message
+def _stay_silent(message: str, code: int = _EXIT_USER_ERROR) -> int:
+    del message, code
     return 0
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, code: int = _EXIT_USER_ERROR) -> int:
     one_line = " ".join(message.split())
     sys.stderr.write(f"strongreg: error: {one_line}\n")
     sys.stderr.flush()
-    return _EXIT_USER_ERROR
+    return code

@@ -11,7 +11,14 @@ from strongreg.cli import export, packed, runs, shrink, study
 from strongreg.experiments.engine.distributed import Launch
 from strongreg.experiments.errors import UserError
 
-_EPILOG = """Examples:
+_EXIT_CODES = (
+    "Exit codes: 0 done; 2 a mistake in what was asked for, something missing, or Ctrl-C, which one line says; "
+    "143 (SIGTERM) and 129 (SIGHUP) asked to terminate, with the checkpoints of what was being trained saved; "
+    "1 an error of strongreg."
+)
+_EPILOG = f"""{_EXIT_CODES}
+
+Examples:
 
 strongreg compare
 

@@ -11,6 +11,7 @@ import torch
 import typer
 
 from strongreg.cli import trained
+from strongreg.cli.packed import check_target
 from strongreg.compression import ExportedFile, ExportError, export_onnx, export_pt2
 from strongreg.experiments.errors import UserError
 
@@ -49,6 +50,9 @@ def export(
         raise UserError(f"--opset {opset} is of ONNX: give --onnx FILE too")
     if onnx == pt2:
         raise UserError(f"--onnx and --pt2 are both {onnx}: choose two files")
+    for option, target in (("--onnx", onnx), ("--pt2", pt2)):
+        if target is not None:
+            check_target(target, option)
     network = trained.load(source, weights, recipe, model, image_shape, num_classes)
     if network.weights in (onnx, pt2):
         raise UserError(f"{network.weights} would be overwritten: choose another file")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from strongreg.experiments.errors import UserError
-from strongreg.experiments.recipe import Recipe, build_recipe, default_changes, parse_settings, read_recipe
+from strongreg.experiments.errors import UserError, check_known
+from strongreg.experiments.recipe import Method, Recipe, build_recipe, default_changes, parse_settings, read_recipe
 
 RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", help="TOML file to begin with; the options below and --set win over it.")
@@ -105,6 +106,27 @@ def recipe_of(
         return build_recipe(given, read_recipe(file))
     name = str(given.get("penalty.name", "l1"))
     return build_recipe({**default_changes(name), **(defaults or {}), **given})
+
+
+def methods_of(text: str, known: Sequence[Method]) -> list[Method]:
+    """The methods of --methods.
+
+    Args:
+        text: their names, separated by commas.
+        known: those that there are.
+
+    Returns:
+        The methods, each once, in the order of ``known``.
+
+    Raises:
+        UserError: one is unknown, or a name is missing.
+    """
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise UserError(f"--methods {text!r}: a name is missing; write some of {','.join(known)}, separated by commas")
+    for name in names:
+        check_known("method", name, known)
+    return [method for method in known if method in names]
 
 
 def new_directory(command: str) -> Path:

@@ -16,9 +16,9 @@ from safetensors.torch import save
 
 from strongreg.compression import PackedContents, PackedFileError, inspect_packed, load_packed, save_packed
 from strongreg.compression.packing.values import VALUES
-from strongreg.experiments.engine.record import WEIGHTS_FILE
+from strongreg.experiments.engine.record import PACKED_FILE, is_of_a_run
 from strongreg.experiments.errors import UserError, check_known
-from strongreg.experiments.trained import read_safetensors
+from strongreg.experiments.trained import read_safetensors, weights_file
 from strongreg.files import write_bytes
 
 EPILOG_COMPRESS = """Examples:
@@ -51,7 +51,7 @@ def compress(
 ) -> None:
     """Write a network's weights into a small file, and say what every tensor takes there."""
     check_known("values", values, VALUES)
-    weights = source / WEIGHTS_FILE if source.is_dir() else source
+    weights, _ = weights_file(source)
     target = target_of(out, weights, ".packed")
     state = read_safetensors(weights)
     try:
@@ -108,12 +108,33 @@ def target_of(out: Path | None, source: Path, suffix: str) -> Path:
         The file to write.
 
     Raises:
-        UserError: it is the one that is read.
+        UserError: it is the one that is read, or as :func:`check_target`.
     """
     target = out or source.with_suffix(suffix)
     if target == source or (target.exists() and source.exists() and target.samefile(source)):
         raise UserError(f"{source} would be overwritten: choose another with --out")
+    check_target(target)
     return target
+
+
+def check_target(file: Path, option: str = "--out") -> None:
+    """Check before the work that a file may be written.
+
+    Args:
+        file: to be written.
+        option: that names it.
+
+    Raises:
+        UserError: its directory does not exist, it is a directory itself, or it is a file that a run reads.
+    """
+    if file.is_dir():
+        raise UserError(f"cannot write to {file}: it is a directory; give a file with {option}")
+    if not file.parent.is_dir():
+        raise UserError(
+            f"cannot write to {file}: there is no directory {file.parent}; make it, or choose another {option}"
+        )
+    if is_of_a_run(file):
+        raise UserError(f"{file} is a file of the run in {file.parent}: choose another {option}")
 
 
 @contextlib.contextmanager
@@ -121,9 +142,15 @@ def _reading(file: Path) -> Iterator[None]:
     try:
         yield
     except PackedFileError as error:
-        raise UserError(str(error)) from error
+        raise UserError(str(error).replace("larger max_bytes", "larger --max-bytes")) from error
     except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {file}: {error.strerror or error}; {_packed_remedy(file)}") from error
+
+
+def _packed_remedy(file: Path) -> str:
+    if (file / PACKED_FILE).is_file():
+        return f"give {file / PACKED_FILE}"
+    return f"give a packed file, such as {PACKED_FILE} of a finished run"
 
 
 @contextlib.contextmanager

@@ -27,18 +27,20 @@ from strongreg.cli.options import (
     Strength,
     StrengthScale,
     Threshold,
+    methods_of,
     new_directory,
     recipe_of,
 )
 from strongreg.experiments.compare import Comparison
-from strongreg.experiments.console import ProgressBars, show_table
+from strongreg.experiments.console import ProgressBars, show_slow_choices, show_table
 from strongreg.experiments.engine.distributed import ALONE, World, joined
-from strongreg.experiments.errors import UserError, check_known
+from strongreg.experiments.errors import StoppedError, UserError, check_known
 from strongreg.experiments.pool import interruptible, stop_requests
 from strongreg.experiments.recipe import COMPARED, METHODS
-from strongreg.experiments.table import summarize
+from strongreg.experiments.table import stopped_note, summarize
 
 _LARGEST_SEED = 2**63 - 1
+_WITH_RESUME = ("--resume", "--data-dir", "--json")
 
 EPILOG_COMPARE = """Examples:
 
@@ -105,15 +107,13 @@ def compare(
         device=device,
         stop_when_dead=stop_when_dead,
     )
-    names = [name.strip() for name in methods.split(",")]
-    for name in names:
-        check_known("method", name, METHODS)
-    chosen = [method for method in METHODS if method in names]
+    chosen = methods_of(methods, METHODS)
     comparison = Comparison(built, chosen, range(seeds), out or new_directory("compare"), data_dir)
     _run(comparison, _pooled(comparison, workers), as_json=as_json)
 
 
 def train(
+    context: typer.Context,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "coherent",
     recipe: RecipeFile = None,
     data: Data = None,
@@ -130,7 +130,11 @@ def train(
     stop_when_dead: StopWhenDead = None,
     out: Out = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with the unfinished runs of this directory; other options are not taken.")
+        Path | None,
+        typer.Option(
+            help="Go on with the unfinished runs of this directory, by its recipe: only --data-dir "
+            "and --json go with it, other options are an error."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -142,6 +146,7 @@ def train(
 
     def opened() -> Comparison:
         if resume is not None:
+            _check_alone(context, resume)
             return Comparison.open(resume, data_dir)
         check_known("method", method, METHODS)
         if not 0 <= seed <= _LARGEST_SEED:
@@ -164,13 +169,32 @@ def train(
 
     with joined() as world:
         comparison = world.on_main(opened)
+        again = None if resume is None else f"strongreg train --resume {resume}"
         if world.size == 1:
-            _run(comparison, _pooled(comparison, 1), as_json=as_json)
+            _run(comparison, _pooled(comparison, 1), as_json=as_json, again=again)
             return
-        with stop_requests() as should_stop:
-            _run(
-                comparison, lambda bars: comparison.run_together(world, bars, should_stop), as_json=as_json, world=world
-            )
+        again = None if resume is None else "the same command"
+
+        def together(bars: ProgressBars) -> None:
+            with stop_requests() as should_stop:
+                comparison.run_together(world, bars, should_stop)
+
+        _run(comparison, together, as_json=as_json, again=again, world=world)
+
+
+def _check_alone(context: typer.Context, directory: Path) -> None:
+    """Check that no option would be dropped beside --resume."""
+    given = [
+        max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if (source := context.get_parameter_source(parameter.name or "")) is not None and source.name != "DEFAULT"
+    ]
+    dropped = [option for option in given if option not in _WITH_RESUME]
+    if dropped:
+        raise UserError(
+            f"--resume {directory} goes on with the recipe of {directory}, without {', '.join(dropped)}: leave "
+            f"{'it' if len(dropped) == 1 else 'them'} out, or train anew without --resume"
+        )
 
 
 def _pooled(comparison: Comparison, workers: int | None) -> Callable[[ProgressBars], None]:
@@ -187,8 +211,14 @@ def _pooled(comparison: Comparison, workers: int | None) -> Callable[[ProgressBa
 
 
 def _run(
-    comparison: Comparison, train_all: Callable[[ProgressBars], None], *, as_json: bool, world: World = ALONE
+    comparison: Comparison,
+    train_all: Callable[[ProgressBars], None],
+    *,
+    as_json: bool,
+    again: str | None = None,
+    world: World = ALONE,
 ) -> None:
+    """Train and show what came of it; ``again`` is the command that goes on after an interrupt."""
     messages, out = Console(stderr=True, quiet=not world.is_main), comparison.directory
     num_kept = len(comparison.results)
     num_missing = sum(job not in comparison.results for job in comparison.jobs)
@@ -197,15 +227,18 @@ def _run(
         if comparison.num_started:
             found += f", {comparison.num_started} of them from a checkpoint"
         messages.print(found, markup=False, highlight=False, soft_wrap=True)
+    missing = [job.method for job in comparison.jobs if job not in comparison.results]
+    show_slow_choices(messages, comparison.recipe, missing)
     try:
         with ProgressBars(messages, num_missing, comparison.recipe.training.epochs) as bars:
             train_all(bars)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         world.on_main(lambda: _conclude(comparison, messages, as_json=False))
         kept = sum(job in comparison.results for job in comparison.jobs)
-        raise UserError(
-            f"interrupted: {kept} of {len(comparison.jobs)} runs are finished and kept in {out}; the same "
-            f"command with --out {out} goes on"
+        raise StoppedError(
+            f"interrupted: {kept} of {len(comparison.jobs)} runs are finished and kept in {out}; "
+            f"{again or f'the same command with --out {out}'} goes on",
+            interrupt,
         ) from None
     world.on_main(lambda: _conclude(comparison, Console(), as_json=as_json))
     messages.print(
@@ -231,4 +264,4 @@ def _conclude(comparison: Comparison, console: Console, *, as_json: bool) -> Non
     recipe = comparison.recipe
     penalty = f"{recipe.penalty.name} of strength {recipe.penalty.strength:g}"
     title = f"{recipe.model.name} on {recipe.data.name}, {penalty}, {recipe.training.epochs} epochs"
-    show_table(console, title, summarize(results))
+    show_table(console, title, summarize(results), stopped_note(results, recipe))

@@ -54,8 +54,6 @@ def shrink(
     check_known("values", values, VALUES)
     network = trained.load(source, weights, recipe, model, image_shape, num_classes)
     target = target_of(out, network.weights, ".small.packed")
-    if target.is_dir() or not target.parent.is_dir():
-        raise UserError(f"cannot write to {target}: give a file in a directory that exists")
     images = torch.randn((_BATCH_SIZE, *network.image_shape), generator=torch.Generator().manual_seed(0))
     try:
         small, report = shrink_and_report(network.model, images, round_to=round_to)

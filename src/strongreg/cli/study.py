@@ -24,11 +24,13 @@ from strongreg.cli.options import (
     Strength,
     StrengthScale,
     Threshold,
+    methods_of,
     new_directory,
     recipe_of,
 )
-from strongreg.experiments.console import ProbeLines, show_tolerances
-from strongreg.experiments.errors import UserError, check_known
+from strongreg.cli.packed import check_target
+from strongreg.experiments.console import ProbeLines, show_slow_choices, show_tolerances
+from strongreg.experiments.errors import StoppedError, UserError
 from strongreg.experiments.fate import diagnose_run, find_runs
 from strongreg.experiments.pool import interruptible
 from strongreg.experiments.tolerance import TOLERANT, ToleranceStudy, default_changes_of
@@ -84,9 +86,7 @@ def tolerance(
         raise UserError(f"seeds={seeds}: must be >= 1")
     if workers is not None and workers < 1:
         raise UserError(f"workers={workers}: must be >= 1")
-    names = [name.strip() for name in methods.split(",")]
-    for name in names:
-        check_known("method", name, TOLERANT)
+    chosen = methods_of(methods, TOLERANT)
     built = recipe_of(
         recipe,
         settings,
@@ -101,18 +101,17 @@ def tolerance(
         device=device,
     )
     directory = out or new_directory("tolerance")
-    chosen = [method for method in TOLERANT if method in names]
     study = ToleranceStudy(built, chosen, range(seeds), directory, precision=precision, data_dir=data_dir)
     messages = Console(stderr=True)
+    show_slow_choices(messages, study.recipe, ["dense", *chosen])
     num_cores = (os.cpu_count() or 1) if study.recipe.training.device == "cpu" else 1
     num_workers = workers or min(num_cores, len(chosen) * seeds)
     try:
         with interruptible():
             levels = study.run(num_workers, ProbeLines(messages))
-    except KeyboardInterrupt:
-        raise UserError(
-            f"interrupted: what was tried is kept in {directory}; the same command with --out {directory} goes on"
-        ) from None
+    except KeyboardInterrupt as interrupt:
+        text = f"interrupted: what was tried is kept in {directory}; the same command with --out {directory} goes on"
+        raise StoppedError(text, interrupt) from None
     from strongreg.experiments.drawing import draw_tolerance  # matplotlib is slow to import
 
     drawing = directory / "tolerance.svg"
@@ -149,6 +148,7 @@ def report(
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("report.html"),
 ) -> None:
     """Draw one self-contained HTML file of one or many runs."""
+    check_target(out)
     from strongreg.experiments.gallery import write_gallery  # matplotlib is slow to import
 
     directories = [found for directory in runs for found in find_runs(directory)]

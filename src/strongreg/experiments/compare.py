@@ -123,7 +123,9 @@ class Comparison:
         """
         file = directory / "config.json"
         if not file.exists():
-            raise UserError(f"{directory} holds no runs: there is no {file.name} in it")
+            raise UserError(
+                f"{directory} holds no runs: there is no {file.name} in it{_where_there_are_runs(directory)}"
+            )
         config = read_json(file, _CONFIG_REMEDY).get("config")
         if not isinstance(config, dict):
             raise UserError(f"{file} is damaged: {_CONFIG_REMEDY}")
@@ -296,6 +298,17 @@ class Comparison:
 
     def _write_results(self) -> None:
         write_json(self.directory / "results.json", {"runs": [asdict(result) for result in self.finished_results]})
+
+
+def _where_there_are_runs(directory: Path) -> str:
+    """What to do about a directory that is no comparison's."""
+    if (directory / "recipe.json").exists():
+        return f"; it is of strongreg tolerance, which goes on by itself with the same command and --out {directory}"
+    if directory.parent.name == "runs" and (directory.parents[1] / "config.json").exists():
+        return f"; it is one run of {directory.parents[1]}: give that"
+    below = sorted(file.parent for file in directory.glob("*/config.json"))
+    such = f", such as {below[0]}" if below else ""
+    return f"; give the directory that train or compare wrote{such}"
 
 
 def _job(folder: Path) -> Job:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 
 from rich import box
@@ -21,7 +21,8 @@ from rich.table import Table
 from strongreg.experiments.compare import Job
 from strongreg.experiments.engine import EpochMetrics, RunResult
 from strongreg.experiments.engine.record import PACKED_FILE
-from strongreg.experiments.recipe import Recipe
+from strongreg.experiments.recipe import Method, Recipe
+from strongreg.experiments.runnable import slow_choices
 from strongreg.experiments.table import HEADER, MethodSummary, byte_cells, cells
 from strongreg.experiments.tolerance import Probe, Tolerance
 
@@ -106,19 +107,33 @@ class ProgressBars:
         )
 
 
-def show_table(console: Console, title: str, summaries: list[MethodSummary]) -> None:
+def show_slow_choices(console: Console, recipe: Recipe, methods: Iterable[Method]) -> None:
+    """Say before runs begin what makes them slow.
+
+    Args:
+        console: where to print.
+        recipe: of the runs.
+        methods: those that are trained.
+    """
+    for line in slow_choices(recipe, methods):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def show_table(console: Console, title: str, summaries: list[MethodSummary], note: str = "") -> None:
     """Print one row per method, which compares weights, and a line per method, which compares bytes.
 
     Args:
         console: where to print.
         title: above the table.
         summaries: the methods.
+        note: what else is to be known of the runs, below the table; empty for nothing.
     """
     table = _table(title, HEADER)
     for summary in summaries:
         table.add_row(*cells(summary), style="red" if summary.num_alive == 0 else None)
     console.print(table)
-    lines = ["Times smaller: penalized weights / those that are not 0."]
+    lines = [note] if note else []
+    lines.append("Times smaller: penalized weights / those that are not 0.")
     with_files = [summary for summary in summaries if summary.byte_ratio_range is not None]
     if with_files:
         lines.append(f"In bytes, runs/METHOD-seedN/{PACKED_FILE} against all tensors dense:")

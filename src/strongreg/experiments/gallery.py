@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tomllib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,20 @@ class _Run:
         return COLORS[self.result.method]
 
     @property
+    def num_asked(self) -> int:
+        """Epochs that its recipe asks for; those that it has where the recipe does not say."""
+        try:
+            asked = tomllib.loads(self.recipe)["training"]["epochs"]
+        except (tomllib.TOMLDecodeError, KeyError, TypeError):
+            return self.result.epochs
+        return asked if isinstance(asked, int) else self.result.epochs
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it was ended as dead."""
+        return self.result.epochs < self.num_asked
+
+    @property
     def compression(self) -> float:
         """How many times smaller; infinite if nothing is left."""
         return math.inf if self.result.compression is None else self.result.compression
@@ -71,6 +86,7 @@ def write_gallery(directories: list[Path], file: Path) -> None:
         version=strongreg.__version__,
         runs=runs,
         front=pareto_front(runs),
+        stopped=", ".join(f"{r.name} after epoch {r.result.epochs} of {r.num_asked}" for r in runs if r.is_stopped),
         figures=[
             ("Accuracy against size", svg(lambda figure: _draw_front(figure, runs), 3.6), _FRONT_CAPTION),
             ("Over the epochs", svg(lambda figure: _draw_curves(figure, runs), 3.2), _CURVES_CAPTION),
@@ -78,7 +94,6 @@ def write_gallery(directories: list[Path], file: Path) -> None:
         ],
         recipes=[(", ".join(names), recipe) for recipe, names in recipes.items()],
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(html, encoding="utf-8")
 
 

@@ -22,7 +22,7 @@ import torch
 
 from strongreg.experiments.data import ImageData, load_data
 from strongreg.experiments.engine import EpochMetrics, RunResult, RunStoppedError, train
-from strongreg.experiments.errors import UserError
+from strongreg.experiments.errors import Terminated, UserError
 from strongreg.experiments.recipe import Method, Recipe
 
 _POLL_SECONDS = 0.1
@@ -161,8 +161,8 @@ def interruptible() -> Iterator[None]:
     What was ignored before, such as SIGHUP under nohup, stays ignored.
     """
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    def interrupt(number: int, _: object) -> None:
+        raise Terminated(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -12,6 +12,7 @@ import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from strongreg.experiments.errors import UserError, check_known
+from strongreg.experiments.keys import Keys
 from strongreg.penalties import L1, L2, MCP, ElasticNet, GroupL2, Penalty, SparseGroup
 
 Method = Literal["dense", "always", "delayed", "coherent", "magnitude", "oneshot", "slimming"]
@@ -165,7 +166,8 @@ class TrainingSection(_Section):
     batch_size: int = Field(64, ge=1, le=_MOST_IMAGES)
     """Images per optimizer step."""
     accumulate: int = Field(1, ge=1, le=_MOST_IMAGES)
-    """Parts that a batch is cut into, to fit into memory; their gradients add up to the batch's."""
+    """Parts that a batch is cut into, to fit into memory; their gradients add up to the batch's. But batch
+    normalization sees the parts: with it this is not the large batch."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What autocast computes in; weights stay in float32."""
     channels_last: bool = False
@@ -224,7 +226,7 @@ class Recipe(_Section):
             try:
                 self.for_method(method)
             except ValidationError as error:
-                raise ValueError(f"methods.{method}: {_explain(error)}") from error
+                raise ValueError(f"methods.{method}: {_KEYS.explain(error)}") from error
         return self
 
     def for_method(self, method: Method) -> Recipe:
@@ -244,10 +246,18 @@ class Recipe(_Section):
             return self
         values = self.model_dump(exclude={"methods"})
         for name, value in changes.items():
-            _set(values, name, value, where=f"methods.{method}: ")
+            _KEYS.set(values, name, value, where=f"methods.{method}: ")
         return Recipe(**values)
 
 
+_KEYS = Keys(
+    {
+        name: tuple(field.annotation.model_fields)
+        for name, field in Recipe.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, _Section)
+    },
+    METHODS,
+)
 _RECIPES: dict[str, dict[str, Any]] = {
     # relaxing to 0: a strong L2 that is switched off at full learning rate kills networks that lived under it
     "l2": {
@@ -300,10 +310,10 @@ def build_recipe(changes: Mapping[str, Any], base: Mapping[str, Any] | None = No
     }
     try:
         for name, value in changes.items():
-            _set(values, name, value)
+            _KEYS.set(values, name, value)
         return Recipe(**values)
     except ValidationError as error:
-        raise UserError(_explain(error)) from error
+        raise UserError(_KEYS.explain(error)) from error
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -379,54 +389,3 @@ def build_penalty(recipe: Recipe) -> Penalty:
     section = recipe.penalty
     options = {name: getattr(section, name) for name in _OPTIONS_OF_PENALTIES if getattr(section, name) is not None}
     return PENALTIES[section.name](section.strength, **options)
-
-
-def _set(values: dict[str, Any], name: str, value: Any, where: str = "") -> None:
-    section, dot, key = name.partition(".")
-    known = {f"{s}.{k}" for s, field in Recipe.model_fields.items() for k in _keys(field.annotation)}
-    if section == "methods" and dot:
-        method, _, inner = key.partition(".")
-        if where or inner not in known:
-            raise ValueError(f"{where}{name}={value!r}: write methods.METHOD.section.key{_nearest(inner, known)}")
-        methods = _table(values, "methods", where)
-        methods[method] = {**_table(methods, method, f"{where}methods."), inner: value}
-        values["methods"] = methods
-        return
-    if name not in known:
-        raise ValueError(f"{where}{name}={value!r}: unknown key{_nearest(name, known)}")
-    values[section] = {**_table(values, section, where), key: value}
-
-
-def _table(values: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
-    """A copy of the table of this name, empty where there is none."""
-    table = values.get(name, {})
-    if not isinstance(table, Mapping):
-        raise ValueError(f"{where}{name}={table!r}: must be a table")
-    return dict(table)
-
-
-def _keys(annotation: Any) -> list[str]:
-    is_section = isinstance(annotation, type) and issubclass(annotation, _Section)
-    return list(annotation.model_fields) if is_section else []
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.4)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _explain(error: ValidationError) -> str:
-    """The first thing wrong, in one line: the name, the value, the remedy."""
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        section = Recipe.model_fields.get(str(first["loc"][0]))
-        known = _keys(section.annotation) if section is not None and len(first["loc"]) > 1 else Recipe.model_fields
-        prefix = f"{first['loc'][0]}." if len(first["loc"]) > 1 else ""
-        return f"{name}={first['input']!r}: unknown key{_nearest(name, [prefix + key for key in known])}"
-    if not first["loc"] or isinstance(first["input"], dict | BaseModel):  # several fields that do not go together
-        return f"{name}: {message}" if name else message
-    return f"{name}={first['input']!r}: {message[0].lower()}{message[1:].replace('nput should', 'ust')}".replace(
-        ": iust", ": must"
-    )

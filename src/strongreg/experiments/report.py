@@ -16,7 +16,7 @@ from strongreg.experiments.compare import Comparison, Job
 from strongreg.experiments.drawing import COLORS, svg
 from strongreg.experiments.engine import EpochMetrics
 from strongreg.experiments.recipe import METHODS, Method, Recipe, show_recipe
-from strongreg.experiments.table import BYTE_HEADER, HEADER, byte_cells, cells, summarize
+from strongreg.experiments.table import BYTE_HEADER, HEADER, byte_cells, cells, stopped_note, summarize
 
 Curves = dict[Job, list[EpochMetrics]]
 
@@ -54,6 +54,7 @@ def write_report(comparison: Comparison, file: Path) -> None:
         header=[*HEADER, *BYTE_HEADER],
         rows=[{"cells": [*cells(s), *byte_cells(s)], "dead": s.num_alive == 0} for s in summaries],
         several_seeds=num_seeds > 1,
+        stopped_note=stopped_note(results, recipe),
         figures=_draw(curves, recipe),
         runs=results,
         recipe=show_recipe(recipe),

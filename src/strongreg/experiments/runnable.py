@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from strongreg.experiments.data.optional import first_line
 from strongreg.experiments.engine import check_board, check_method
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.models import build_model
@@ -29,9 +30,13 @@ def on_a_real_device(recipe: Recipe) -> Recipe:
     """
     if recipe.training.device != "auto":
         return recipe
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    accelerator = _accelerator()
     device = "cpu" if accelerator is None else accelerator.type
     return recipe.model_copy(update={"training": recipe.training.model_copy(update={"device": device})})
+
+
+def _accelerator() -> torch.device | None:
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
 
 
 def check_runnable(recipe: Recipe, methods: Iterable[Method], data_dir: Path | None) -> None:
@@ -45,12 +50,7 @@ def check_runnable(recipe: Recipe, methods: Iterable[Method], data_dir: Path | N
     Raises:
         UserError: something is not there, or does not fit.
     """
-    device = recipe.training.device
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        reason = str(error).split("\n", maxsplit=1)[0]
-        raise UserError(f"device {device!r} cannot be used: {reason}") from error
+    _check_device(recipe.training.device)
     models: dict[str, nn.Module] = {}
     for method in methods:
         own = recipe.for_method(method)
@@ -58,6 +58,52 @@ def check_runnable(recipe: Recipe, methods: Iterable[Method], data_dir: Path | N
         if text not in models:
             models[text] = _built(own, data_dir)
         check_method(method, models[text], own.pruning.compression)
+
+
+def _check_device(name: str) -> None:
+    """Whether torch computes on it here."""
+    here = f"choose {' or '.join(_devices_here())} here"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device {name!r} cannot be used: write auto, cpu, cuda, cuda:1 or mps; {here}") from error
+    if device.type == "meta":
+        raise UserError(f"device {name!r} cannot be used: its tensors hold no numbers; {here}")
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        raise UserError(f"device {name!r} cannot be used: {first_line(error)}; {here}") from error
+
+
+def _devices_here() -> list[str]:
+    """What --device may be on this machine."""
+    accelerator = _accelerator()
+    if accelerator is None:
+        return ["auto", "cpu"]
+    several = [f"{accelerator.type}:{i}" for i in range(1, torch.accelerator.device_count())]
+    return ["auto", "cpu", accelerator.type, *several]
+
+
+def slow_choices(recipe: Recipe, methods: Iterable[Method]) -> list[str]:
+    """What in a recipe makes its runs slow, in a way that is easily taken for a program that hangs.
+
+    Args:
+        recipe: what every run shares; its device is a real one.
+        methods: the methods to train.
+
+    Returns:
+        One line for each such choice.
+    """
+    sections = [recipe.for_method(method).training for method in methods]
+    lines = []
+    if any(section.precision == "fp16" and section.device == "cpu" for section in sections):
+        lines.append(
+            "training.precision=fp16 on the CPU is tens of times slower than fp32 where there are convolutions: "
+            "fp32 and bf16 are for the CPU"
+        )
+    if any(section.compile for section in sections):
+        lines.append("training.compile=true: every run begins with compiling, which takes about a minute")
+    return lines
 
 
 def _built(recipe: Recipe, data_dir: Path | None) -> nn.Module:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from strongreg.experiments.engine import RunResult
-from strongreg.experiments.recipe import METHODS, Method
+from strongreg.experiments.recipe import METHODS, Method, Recipe
 
 _FEWEST = 3
 _UNGATED = ("dense", "magnitude", "oneshot", "slimming")
@@ -80,6 +80,24 @@ def _summarize_method(method: Method, runs: list[RunResult]) -> MethodSummary:
         file_bytes_range=_range([r.file_bytes for r in runs]),
         byte_ratio_range=_range([r.byte_ratio for r in runs]),
     )
+
+
+def stopped_note(results: Sequence[RunResult], recipe: Recipe) -> str:
+    """Says which runs were ended as dead, and so had fewer epochs than the others.
+
+    Args:
+        results: finished runs.
+        recipe: of all of them.
+
+    Returns:
+        One sentence; empty where there is none.
+    """
+    stopped = [
+        f"{r.method} seed {r.seed} after epoch {r.epochs} of {asked}"
+        for r in results
+        if r.epochs < (asked := recipe.for_method(r.method).training.epochs)
+    ]
+    return f"Stopped when dead: {', '.join(stopped)}." if stopped else ""
 
 
 def _range(numbers: Sequence[float | None]) -> _Range | None:

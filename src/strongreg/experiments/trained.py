@@ -65,11 +65,14 @@ def load_trained(
     Raises:
         UserError: a file is missing or damaged, the network is unknown or not said, or the weights do not fit it.
     """
-    file, folder = _weights_file(source, weights)
+    file, folder = weights_file(source, weights)
     beside = folder / RECIPE_FILE
     described = None if recipe is None and not beside.is_file() else build_recipe({}, read_recipe(recipe or beside))
     if described is None and None in (model, image_shape, num_classes):
-        raise UserError(f"which network is {file}? Give its --recipe, or --model, --image-shape and --num-classes")
+        raise UserError(
+            f"which network is {file}? Give the directory of its run, which is enough, or its --recipe, or --model, "
+            "--image-shape and --num-classes"
+        )
     options: dict[str, Any] = {}
     if described is not None:
         if model is None:
@@ -116,13 +119,14 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
         file: where it is.
 
     Returns:
-        Tensors by name, on the CPU.
+        Tensors by name, in the order of their names, on the CPU.
 
     Raises:
         UserError: the file is missing, damaged, or of another kind.
     """
     try:
-        return load(file.read_bytes())
+        # in an order of their own, which is another one each time: a file that is written from them must not be
+        return dict(sorted(load(file.read_bytes()).items()))
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
     except (SafetensorError, KeyError, ValueError) as error:
@@ -168,8 +172,19 @@ def _problem(network: nn.Module, image_shape: ImageShape, num_classes: int) -> s
     return f"a network of these sizes returns shape {shape} for {_BATCH_SIZE} images"
 
 
-def _weights_file(source: Path, weights: Path | None) -> tuple[Path, Path]:
-    """The file of weights, and the directory where its recipe may lie."""
+def weights_file(source: Path, weights: Path | None = None) -> tuple[Path, Path]:
+    """The file of weights that is meant, and the directory where its recipe may lie.
+
+    Args:
+        source: directory of a run, or one with a single run in or below it; or a file.
+        weights: the file to take instead of the run's own.
+
+    Returns:
+        An existing file, and a directory.
+
+    Raises:
+        UserError: there is no such file, or there are several.
+    """
     if source.is_dir():
         folder = _run_in(source)
         file = weights or folder / WEIGHTS_FILE

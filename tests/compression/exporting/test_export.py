@@ -321,7 +321,7 @@ def test_a_folder_that_is_not_there_is_an_error_before_the_work(tmp_path, monkey
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
 def test_a_missing_package_is_named_with_its_remedy(tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=rf"needs the package {package}: pip install 'strongreg\[export\]'"):
+    with pytest.raises(ImportError, match=rf"needs the package {package}: run pip install '\.\[export\]' in the clone"):
         export_onnx(nn.Identity(), torch.randn(2, 4), tmp_path / "model.onnx")
 
 

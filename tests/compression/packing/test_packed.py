@@ -352,7 +352,7 @@ def test_a_model_that_does_not_fit_is_an_error_and_stays_as_it_was(file):
 
 def test_without_safetensors_the_error_says_what_to_install(file, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    with pytest.raises(ImportError, match=r"pip install 'strongreg\[compression\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[compression\]' in the clone"):
         save_packed({}, file)
 
 

@@ -113,5 +113,5 @@ def test_a_file_that_is_not_there_is_an_error_of_one_line(tmp_path):
 
 def test_without_pillow_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with pytest.raises(UserError, match=r"reading images needs pillow: pip install 'strongreg\[experiments\]'"):
+    with pytest.raises(UserError, match=r"reading images needs pillow: run pip install '\.\[experiments\]'"):
         decode_images([b""], _describe)

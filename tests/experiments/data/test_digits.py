@@ -87,5 +87,5 @@ def test_validation_images_come_from_the_training_images_and_the_test_images_sta
 
 def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(UserError, match=r"the digits data needs scikit-learn: pip install 'strongreg\[experiments\]'"):
+    with pytest.raises(UserError, match=r"the digits data needs scikit-learn: run pip install '\.\[experiments\]'"):
         load_data("digits")

@@ -102,9 +102,9 @@ def test_a_folder_that_cannot_be_read_is_an_error_of_one_line(make_tiny, tmp_pat
         load_data("cifar10", data_dir=tmp_path)
 
 
-def test_an_image_folder_is_a_name_with_a_separator(image_folder, monkeypatch):
+def test_an_image_folder_is_its_path_or_its_name(image_folder, monkeypatch):
     monkeypatch.chdir(image_folder.parent)
-    for name in ("./flowers", str(image_folder), "flowers/", "../" + image_folder.parent.name + "/flowers"):
+    for name in ("flowers", "./flowers", str(image_folder), "flowers/", "../" + image_folder.parent.name + "/flowers"):
         data = load_data(name, validation_share=0.25)
         assert (data.name, data.class_names, data.image_shape) == ("flowers", ("aster", "rose"), (3, 8, 6))
         assert (len(data.train), len(data.validation), len(data.test)) == (9, 3, 3)
@@ -126,10 +126,20 @@ def test_unknown_data_are_an_error_that_lists_the_known_ones(name, hint):
         load_data(name)
 
 
-def test_the_bare_name_of_a_folder_is_an_error_that_says_how_to_write_it(image_folder, monkeypatch):
+def test_what_is_neither_a_data_set_nor_a_folder_says_that_it_may_be_one(image_folder, monkeypatch):
     monkeypatch.chdir(image_folder.parent)
-    with pytest.raises(UserError, match=r"unknown data set 'flowers': for the folder, write \./flowers"):
-        load_data("flowers")
+    for reads in (load_data, image_format):
+        with pytest.raises(
+            UserError, match=r"svhn; or name a folder .* images per class \('flower' is no directory here"
+        ):
+            reads("flower")
+
+
+def test_a_folder_that_is_named_like_a_data_set_needs_a_separator(image_folder, monkeypatch):
+    image_folder.rename(image_folder.parent / "digits")
+    monkeypatch.chdir(image_folder.parent)
+    assert load_data("digits").image_shape == image_format("digits")[0] == (1, 8, 8)
+    assert load_data("./digits").image_shape == image_format("./digits")[0] == (3, 8, 6)
 
 
 def test_numbers_out_of_range_are_errors_before_anything_is_read():

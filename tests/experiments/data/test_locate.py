@@ -156,7 +156,7 @@ def test_offline_with_the_variable_set_the_error_names_its_folder(tmp_path, monk
 def test_without_huggingface_hub_the_error_says_what_to_install_and_which_files_to_put_where(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(
-        UserError, match=r"downloading svhn needs huggingface_hub: pip install .*; or put train-\*.*--data-dir"
+        UserError, match=r"downloading svhn needs huggingface_hub: run pip install .*; or put train-\*.*--data-dir"
     ):
         locate("svhn", SVHN, None)
 

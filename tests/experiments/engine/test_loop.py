@@ -437,3 +437,13 @@ def test_a_network_that_comes_in_evaluation_mode_is_trained_in_training_mode(tmp
     _train(tmp_path, data, "dense", model=f"{__name__}:own")
     assert True in BUILT[-1].modes
     assert False in BUILT[-1].modes
+
+
+@pytest.mark.parametrize(("model", "same"), [("lenet300", True), ("resnet20", False)])
+def test_parts_add_up_to_the_batch_unless_batch_normalization_sees_them(tmp_path, data, model, same):
+    losses = []
+    for parts in (1, 2):
+        changes = {"model": model, "batch_size": 50, "epochs": 1, "training__accumulate": parts}
+        _train(tmp_path / str(parts), data, **changes)
+        losses.append(_lines(tmp_path / str(parts))[0]["train_loss"])
+    assert (losses[0] == pytest.approx(losses[1], rel=1e-5)) is same

@@ -18,6 +18,7 @@ from strongreg.compression.errors import ExportError
 from strongreg.compression.exporting.agreement import compare
 from strongreg.compression.exporting.capture import Candidate
 from strongreg.compression.torch_export import quiet, reason
+from strongreg.extras import how_to_install
 from strongreg.files import write_bytes
 
 FIRST_OPSET = 18
@@ -242,5 +243,5 @@ def _libraries() -> tuple[ModuleType, ModuleType]:
         import onnxruntime
         import onnxscript  # noqa: F401 torch translates with it
     except ImportError as error:
-        raise ImportError(f"ONNX export needs the package {error.name}: pip install 'strongreg[export]'") from error
+        raise ImportError(f"ONNX export needs the package {error.name}: {how_to_install('export')}") from error
     return onnx, onnxruntime

@@ -33,6 +33,7 @@ from strongreg.compression.packing.values import (
     to_bytes,
     widen,
 )
+from strongreg.extras import how_to_install
 from strongreg.files import write_bytes
 
 _KEY = "strongreg_packed"
@@ -82,7 +83,8 @@ def save_packed(
     entries: list[Entry] = []
     payloads: dict[str, Any] = {}
     owners: dict[Any, str] = {}
-    for name, tensor in state.items():
+    held = list(state.items())  # a tensor that a lazy mapping makes must live on, or another takes its address
+    for name, tensor in held:
         _check_tensor(name, tensor)
         owner = owners.setdefault(_identity(name, tensor), name)
         if owner != name:
@@ -368,5 +370,5 @@ def _safetensors() -> ModuleType:
     try:
         import safetensors.numpy
     except ImportError as error:
-        raise ImportError("packed files need the package safetensors: pip install 'strongreg[compression]'") from error
+        raise ImportError(f"packed files need the package safetensors: {how_to_install('compression')}") from error
     return safetensors

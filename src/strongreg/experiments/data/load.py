@@ -15,7 +15,7 @@ from strongreg.experiments.data.locate import Files, locate
 from strongreg.experiments.data.optional import first_line
 from strongreg.experiments.data.parquet import read_parquet
 from strongreg.experiments.data.splits import Selection, Source, build_data
-from strongreg.experiments.errors import UserError, check_known
+from strongreg.experiments.errors import UserError, unknown
 
 DATA_SETS: tuple[str, ...] = ("digits", *PUBLISHED)
 """The names there are, besides the path of an image folder."""
@@ -32,8 +32,9 @@ def load_data(
     """Load a data set; the same arguments give the same images in the same order.
 
     Args:
-        name: digits, mnist, fashion_mnist, cifar10, cifar100 (fine labels), svhn, or the path of a folder of images
-            with a separator in it ("./flowers"): see :func:`strongreg.experiments.data.folder.list_images`.
+        name: digits, mnist, fashion_mnist, cifar10, cifar100 (fine labels), svhn, or the path of a folder of images:
+            see :func:`strongreg.experiments.data.folder.list_images`. A folder that is named like a data set needs a
+            separator ("./mnist").
         data_dir: where the files are: data_dir/<name>/train-*-of-*.parquet, or data_dir itself is that folder. None for
             $STRONGREG_DATA, then for a download. digits and image folders do not read it.
         validation_share: share of all training images held out for validation, in [0, 1), stratified by class.
@@ -87,14 +88,17 @@ def image_format(name: str) -> tuple[Shape, int]:
 
 
 def _check_name(name: str) -> None:
-    if name not in DATA_SETS and name and Path(name).is_dir():
-        raise UserError(f"unknown data set {name!r}: for the folder, write {os.curdir}{os.sep}{name}")
-    check_known("data set", name, DATA_SETS)
+    if name not in DATA_SETS:
+        folder = f"; or name a folder that holds a folder of images per class ({name!r} is no directory here)"
+        raise UserError(unknown("data set", name, DATA_SETS) + folder)
 
 
 def _is_path(name: str) -> bool:
+    """Whether an image folder is meant: by a separator, or because there is one and no data set of this name."""
     separators = {os.sep, os.altsep or os.sep}
-    return any(separator in name for separator in separators) or name in (os.curdir, os.pardir) or name[:1] == "~"
+    if any(separator in name for separator in separators) or name in (os.curdir, os.pardir) or name[:1] == "~":
+        return True
+    return name not in DATA_SETS and name != "" and Path(name).is_dir()
 
 
 def _read_image_folder(folder: Path) -> Source:

@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from strongreg.experiments.errors import UserError
+from strongreg.extras import how_to_install
 
 
 def import_optional(module: str, package: str, purpose: str) -> Any:
@@ -25,7 +26,7 @@ def import_optional(module: str, package: str, purpose: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f"{purpose} needs {package}: pip install 'strongreg[experiments]'") from error
+        raise UserError(f"{purpose} needs {package}: {how_to_install('experiments')}") from error
 
 
 def first_line(error: BaseException) -> str:
@@ -35,7 +36,7 @@ def first_line(error: BaseException) -> str:
         error: any exception.
 
     Returns:
-        The first line of its text, or its type where it has none.
+        The first line of its text without a full stop, or its type where it has none.
     """
     lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]
+    return (lines[0] if lines else type(error).__name__)[:200].removesuffix(".")

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from strongreg.compression import PackedFileError, inspect_packed
+from strongreg.experiments.engine.checkpoint import FILE_NAME as CHECKPOINT
 from strongreg.experiments.engine.measurement import EpochMetrics, RunResult
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.files import read_json
@@ -25,6 +26,23 @@ HISTORY_FILE = "history.safetensors"
 WEIGHTS_FILE = "weights.safetensors"
 PACKED_FILE = "model.packed"
 RESULT_FILE = "result.json"
+_OF_A_RUN = (RECIPE_FILE, METRICS_FILE, HISTORY_FILE, WEIGHTS_FILE, PACKED_FILE, RESULT_FILE, CHECKPOINT)
+_OF_MANY_RUNS = (RECIPE_FILE, "config.json", "results.json", "recipe.json", "tolerance.json")
+
+
+def is_of_a_run(file: Path) -> bool:
+    """Whether a run, a comparison or a tolerance study reads this file, or would: nothing else may be written there.
+
+    Args:
+        file: may not exist.
+
+    Returns:
+        Whether it has such a name and lies in such a directory.
+    """
+    folder = file.parent
+    if (folder / "runs").is_dir():
+        return file.name in _OF_MANY_RUNS
+    return file.name in _OF_A_RUN and ((folder / METRICS_FILE).exists() or (folder / RESULT_FILE).exists())
 
 
 def save_history(regularizer: Regularizer, file: Path) -> None:
