@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import uuid
 from pathlib import Path
+
+PART = ".part"
+"""The end of the name of a file that is not whole yet."""
 
 
 def write_bytes(file: Path, content: bytes) -> None:
-    """Write a whole file or none, also if the machine stops in between, or others write the same file.
+    """Write a whole file or none, also if the machine stops in between, or another writes the same file.
 
     Args:
         file: where to write; of a symbolic link, the file that it points to.
@@ -20,22 +23,13 @@ def write_bytes(file: Path, content: bytes) -> None:
     file = file.resolve()
     if file.exists() and not file.is_file():
         raise OSError(f"{file} is no regular file")
-    handle, name = tempfile.mkstemp(prefix=f"{file.name}.", suffix=".part", dir=file.parent)
-    part = Path(name)
+    part = file.with_name(f"{file.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{PART}")
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with part.open("xb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        part.chmod(file.stat().st_mode & 0o777 if file.exists() else 0o666 & ~_umask())
         part.replace(file)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    """Of this process; the system tells it only in exchange for another."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

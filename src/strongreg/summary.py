@@ -89,8 +89,8 @@ def advise(opened: float, *, zeros_moved: bool) -> str:
     """
     if opened < _RARELY:
         return (
-            f"the penalty acted at {opened:.1%} of the steps at which it might have, and had little effect: unless that "
-            "is intended, lower the strength or the gate's threshold"
+            f"the penalty acted at {opened:.1%} of the steps at which it might have, and had little effect: unless "
+            "that is intended, lower the strength or the gate's threshold"
         )
     if zeros_moved:
         return (

@@ -80,7 +80,8 @@ def check_type(name: str, part: Any, kind: type[Any], remedy: str = "") -> Any:
     if isinstance(part, type) and issubclass(part, kind):
         remedy = f": that is the class, write {part.__name__}(...)"
     if not isinstance(part, kind):
-        raise TypeError(f"{name} must be a strongreg.{kind.__name__}, got {part!r}{remedy}")
+        owner = "torch.nn" if kind.__module__.startswith("torch.nn.") else "strongreg"
+        raise TypeError(f"{name} must be a {owner}.{kind.__name__}, got {part!r}{remedy}")
     return part
 
 

@@ -18,7 +18,7 @@ from strongreg.compression import PackedContents, PackedFileError, inspect_packe
 from strongreg.compression.packing.values import VALUES
 from strongreg.experiments.engine.record import PACKED_FILE, is_of_a_run
 from strongreg.experiments.errors import UserError, check_known
-from strongreg.experiments.trained import read_safetensors, weights_file
+from strongreg.experiments.trained import read_weights, weights_file
 from strongreg.files import write_bytes
 
 EPILOG_COMPRESS = """Examples:
@@ -42,7 +42,7 @@ _Json = Annotated[bool, typer.Option("--json", help="Print the table as JSON.")]
 
 
 def compress(
-    source: Annotated[Path, typer.Argument(help="Directory of a run, or a safetensors file.")],
+    source: Annotated[Path, typer.Argument(help="Directory of a run, or its weights, packed or not.")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Packed file to write. Default: beside the weights.")
     ] = None,
@@ -53,7 +53,7 @@ def compress(
     check_known("values", values, VALUES)
     weights, _ = weights_file(source)
     target = target_of(out, weights, ".packed")
-    state = read_safetensors(weights)
+    state = read_weights(weights)
     try:
         with writing(target):
             contents = save_packed(state, target, values)  # type: ignore[arg-type]

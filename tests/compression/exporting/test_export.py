@@ -408,3 +408,29 @@ def test_the_names_are_those_of_strongreg():
     assert strongreg.export_onnx is export_onnx
     assert strongreg.export_pt2 is export_pt2
     assert issubclass(strongreg.ExportError, RuntimeError)
+
+
+class InPlace(nn.Module):
+    """Changes what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.linear(x.add_(1))
+
+
+@pytest.mark.parametrize("export", [export_onnx, export_pt2])
+def test_a_network_that_changes_its_input(export, tmp_path):
+    example = torch.zeros(3, 4)
+    assert export(InPlace(), example, tmp_path / "model").difference <= 1e-5
+    assert torch.equal(example, torch.zeros(3, 4))
+
+
+def test_weights_that_are_not_finite_are_an_error(tmp_path):
+    model = nn.Linear(4, 2)
+    with torch.no_grad():
+        model.weight[0, 0] = torch.nan
+    with pytest.raises(ExportError, match="weight of Linear holds NaN or infinity"):
+        export_onnx(model, torch.zeros(3, 4), tmp_path / "model")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections import UserDict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import nn
 import strongreg
 from strongreg import PackedFileError, inspect_packed, load_packed, save_packed
 from strongreg.compression import is_packed
+from strongreg.compression.packing.directory import Entry, Stream, read_directory, write_directory
 from strongreg.compression.packing.values import DTYPES
 from strongreg.experiments.models import build_model
 
@@ -147,6 +149,24 @@ def test_tied_tensors_are_stored_once_and_are_one_tensor_again(file):
     state = load_packed(file)
     assert state["1.weight"] is state["0.weight"]
     assert inspect_packed(file) == contents
+
+
+class Lazy(UserDict):
+    """Makes its tensors when they are asked for, such as a reader of a large file."""
+
+    def __getitem__(self, name):
+        """One that nothing else holds."""
+        return torch.full((100, 100), self.data[name])
+
+
+def test_tensors_that_live_one_after_another_are_not_tied(file):
+    save_packed(Lazy({name: float(name) for name in "01234"}), file)
+    assert {name: float(tensor[0, 0]) for name, tensor in load_packed(file).items()} == {n: float(n) for n in "01234"}
+
+
+def test_what_has_no_tensors_is_an_error(file):
+    with pytest.raises(TypeError, match=r"model=3: give a torch\.nn\.Module or its state_dict"):
+        save_packed(3, file)
 
 
 def test_views_of_one_storage_are_not_tied(file):
@@ -555,6 +575,15 @@ def test_a_small_file_that_unpacks_to_much_is_refused_unless_it_is_asked_for(fil
         load_packed(file)
     assert inspect_packed(file).dense_bytes == 1_100_000_000
     assert load_packed(file, max_bytes=1_100_000_000)["y"].shape == (200_000_000,)
+
+
+def test_scales_of_nothing_count_as_what_they_take():
+    streams = (Stream("stored", 200_000, 200_000), Stream("stored", 0, 0))
+    entry = Entry("a", "float32", (100_000, 0), "int8", "dense", 0, 0, 0, streams, 0)
+    text = write_directory([entry])
+    assert read_directory(text, 200_000) == [entry]
+    with pytest.raises(PackedFileError, match="take more than 199999 bytes"):
+        read_directory(text, 199_999)
 
 
 def test_a_stream_that_inflates_to_more_than_it_said_is_refused(file):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,14 +59,14 @@ def compare(
         size = len(inputs[0])
         try:
             with torch.no_grad():
-                expected = tensors_of(candidate.model(*inputs))
+                expected = tensors_of(candidate.model(*copy.deepcopy(inputs)))  # code may change what it is given
         except Exception:
             if inputs is candidate.inputs:
                 raise
             continue
         try:
             with torch.no_grad():
-                got = tensors_of(run(inputs))
+                got = tensors_of(run(copy.deepcopy(inputs)))
         except Exception as error:
             raise ExportError(f"{label} of {candidate.name} fails at batch size {size}: {reason(error)}") from error
         largest = max(largest, _difference(expected, got, f"{label} of {candidate.name} at batch size {size}"))

@@ -55,14 +55,17 @@ class Candidate:
         if inputs[0].dim() == 0 or any(each.numel() == 0 for each in inputs):
             shapes = [tuple(each.shape) for each in inputs]
             raise ValueError(f"example_inputs of shapes {shapes}: the first dimension is the batch, of 1 or more")
+        for name, parameter in model.named_parameters():
+            if parameter.is_floating_point() and not parameter.is_meta and not parameter.isfinite().all():
+                raise ExportError(f"{name} of {type(model).__name__} holds NaN or infinity: export a network without")
         try:
             copied = copy.deepcopy(model).cpu().eval()
         except (RuntimeError, TypeError) as error:
             raise ExportError(f"{type(model).__name__} cannot be copied: {reason(error)}") from error
-        inputs = tuple(each.detach().cpu() for each in inputs)
+        inputs = tuple(each.detach().cpu().clone() for each in inputs)
         try:
             with torch.no_grad():
-                outputs = copied(*inputs)
+                outputs = copied(*copy.deepcopy(inputs))
         except Exception as error:
             raise ExportError(f"{type(model).__name__} fails on the example inputs: {reason(error)}") from error
         batched = tuple(each.dim() > 0 and len(each) == len(inputs[0]) for each in inputs)

@@ -145,7 +145,7 @@ def read_directory(text: str, max_bytes: int) -> list[Entry]:
         if entry.name in entries:
             raise PackedFileError(f"tensor {entry.name!r} comes twice")
         _check_tie(entry, entries)
-        total += entry.dense_bytes
+        total += max(entry.dense_bytes, SCALE_BYTES * entry.num_scales)
         if total > max_bytes:
             raise PackedFileError(
                 f"the tensors take more than {max_bytes} bytes: if the file is to be trusted, choose a larger max_bytes"

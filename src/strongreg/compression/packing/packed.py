@@ -60,7 +60,7 @@ def save_packed(
         What was written, tensor by tensor.
 
     Raises:
-        TypeError: an entry of the state_dict is no dense tensor.
+        TypeError: ``model`` is neither, or an entry of the state_dict is no dense tensor.
         ValueError: ``values`` is unknown, or cannot hold a number (too large, NaN or infinite for int8).
         ImportError: safetensors is not installed.
         OSError: the file cannot be written.
@@ -79,6 +79,8 @@ def save_packed(
     if values not in VALUES:
         raise ValueError(f"values={values!r}: choose one of {', '.join(VALUES)}")
     library = _safetensors()
+    if not isinstance(model, nn.Module | Mapping):
+        raise TypeError(f"model={model!r}: give a torch.nn.Module or its state_dict")
     state = model.state_dict() if isinstance(model, nn.Module) else model
     entries: list[Entry] = []
     payloads: dict[str, Any] = {}
@@ -107,7 +109,7 @@ def load_packed(
         path: the file.
         model: a network to load it into, strictly; it is left as it was if anything does not fit.
         max_bytes: how many bytes the tensors may take in memory. Default: 1 GiB, or 1000 times the file's size if that
-            is more.
+            is more. While a tensor is read it may take some eight times its bytes.
 
     Returns:
         The state_dict, on the CPU, in the dtypes that were saved; tied tensors are one tensor.

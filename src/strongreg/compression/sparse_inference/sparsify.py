@@ -112,7 +112,7 @@ def sparsify_and_report(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    args, kwargs = _arguments(example_inputs)
+    args, kwargs = torch.utils._pytree.tree_map(_copy, _arguments(example_inputs))  # code may change what it is given
     _check_numbers(batch_size, min_speedup, given=example_inputs is not None)
     result = _copied(model)
     probe = result if example_inputs is None else _copied(model)  # a call may change what a network remembers
@@ -186,6 +186,10 @@ def _chained(model: nn.Module) -> nn.Module:
 
 
 # ---------------------------------------------------------------------- checks of arguments
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
 
 
 def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:

@@ -57,7 +57,7 @@ from strongreg.experiments.errors import UserError
 from strongreg.experiments.files import write_json
 from strongreg.experiments.models import build_model
 from strongreg.experiments.recipe import WITHOUT_EFFECT, Method, Recipe, show_recipe
-from strongreg.files import write_bytes
+from strongreg.files import PART, write_bytes
 
 _LONGEST_REASON = 300
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -156,6 +156,7 @@ class _Trainer:
     def run(self, on_epoch: Callable[[EpochMetrics], None], should_stop: Callable[[], bool]) -> RunResult:
         started = time.perf_counter()
         self._resume()
+        self.world.on_main(self._remove_parts)
         self.parallel = self.world.parallel(self.model)
         self.forward = torch.compile(self.parallel) if self.recipe.training.compile else self.parallel
         already = self.seconds
@@ -334,6 +335,11 @@ class _Trainer:
             "pruner": {} if self.pruner is None else self.pruner.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
+
+    def _remove_parts(self) -> None:
+        """What a run leaves that is killed while it writes."""
+        for part in self.directory.glob(f"*{PART}"):
+            part.unlink(missing_ok=True)
 
     def _resume(self) -> None:
         state = self.world.on_main(lambda: load_checkpoint(self.directory, self._fingerprint(), self.world.size))
