@@ -1,6 +1,6 @@
 """A network that a group penalty with the coherence gate makes physically smaller, against the dense one.
 
-    python benchmarks/shrink.py --out FOLDER [--case vgg_narrow] [--data-dir DIR] [--seeds 3] [--json FILE]
+    python benchmarks/shrink.py --out FOLDER [--case resnet18-digits] [--data-dir DIR] [--seeds 3] [--json FILE]
 
 Each case trains the network dense, with weight decay, and with a group penalty under the gate, from recipes/shrink;
 shrinks the second, to the sizes that its zeros leave and to multiples of 8; and measures them in this process,
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from strongreg import export_onnx, shrink_and_report
 from strongreg.experiments.data import ImageData
 from strongreg.experiments.engine import evaluate, train
-from strongreg.experiments.engine.record import RESULT_FILE, load_result
+from strongreg.experiments.engine.record import RECIPE_FILE, RESULT_FILE, load_result
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.pool import recipe_data
 from strongreg.experiments.recipe import Method, Recipe, build_recipe, parse_settings, read_recipe
@@ -38,6 +39,7 @@ RECIPES = Path(__file__).parents[1] / "recipes" / "shrink"
 CASES = tuple(sorted(file.stem for file in RECIPES.glob("*.toml")))
 BATCH_SIZES = (1, 64)
 ROUND_TO = (1, 8)
+ROUNDS = 5
 
 
 def trained(recipe: Recipe, method: Method, seed: int, data: ImageData, folder: Path) -> nn.Module:
@@ -45,6 +47,8 @@ def trained(recipe: Recipe, method: Method, seed: int, data: ImageData, folder: 
     if not (folder / RESULT_FILE).exists():
         folder.mkdir(parents=True, exist_ok=True)
         train(recipe, method, seed, data, folder)
+    elif build_recipe({}, read_recipe(folder / RECIPE_FILE)) != recipe.for_method(method):
+        raise UserError(f"{folder} holds a run of another recipe: choose another --out")
     return load_trained(folder).model.eval()
 
 
@@ -78,11 +82,14 @@ def measure(
     rows = []
     for round_to in ROUND_TO:
         small, report = shrink_and_report(large, images[:1], round_to=round_to)
-        speedup = {}
+        milliseconds, speedup = {}, {}
         for name, call in passes(small, images).items():
             with torch.no_grad():
-                before, after = interleaved_medians([passes_of_dense[name], call], seconds=seconds)
-            speedup[name] = before / after
+                both = [
+                    interleaved_medians([passes_of_dense[name], call], seconds=seconds / ROUNDS) for _ in range(ROUNDS)
+                ]
+            milliseconds[name] = [[1e3 * x for x in times] for times in both]
+            speedup[name] = statistics.median(before / after for before, after in both)
         rows.append(
             {
                 "case": case,
@@ -92,6 +99,7 @@ def measure(
                 "num_parameters": report.num_parameters,
                 "flops": report.flops,
                 "speedup": speedup,
+                "milliseconds_dense_and_shrunk": milliseconds,
                 "open_fraction": load_result(directory / RESULT_FILE).open_fraction,
                 "left": [f"{x.name}, {x.dim}: {x.count}, {x.reason}" for x in report.left],
             }
@@ -109,6 +117,7 @@ def row(measured: dict[str, Any]) -> str:
         str(measured["round_to"]),
         f"{accuracy['dense']:.1%}",
         f"{accuracy['shrunk']:.1%}",
+        f"{measured['open_fraction']:.0%}",
         f"{before / after:.1f}",
         f"{flops_before / flops_after:.1f}",
         *(f"{ratio:.1f}" for ratio in measured["speedup"].values()),
@@ -129,14 +138,16 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    recipes = {}
     speeds = [f"{library}, batch {size}" for size in BATCH_SIZES for library in ("torch", "onnxruntime")]
-    titles = ("case", "seed", "multiples of", "dense", "shrunk", "fewer parameters", "fewer FLOPs", *speeds)
+    titles = ("case", "seed", "multiples of", "dense", "shrunk", "open", "fewer parameters", "fewer FLOPs", *speeds)
     print(f"| {' | '.join(titles)} |")
     print("|---" * len(titles) + "|")
     try:
         for case in arguments.case or CASES:
             recipe = build_recipe(parse_settings(arguments.settings), read_recipe(RECIPES / f"{case}.toml"))
+            recipes[case] = recipe.model_dump(mode="json")
             data = recipe_data(recipe, arguments.data_dir)
             for seed in range(arguments.seeds):
                 rows += measure(case, recipe, data, seed, arguments.out, arguments.seconds)
@@ -145,8 +156,12 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if arguments.json is not None:
-        versions = {"torch": torch.__version__, "python": platform.python_version()}
-        arguments.json.write_text(json.dumps({"versions": versions, "runs": rows}, indent=2) + "\n")
+        versions = {
+            "torch": torch.__version__,
+            "onnxruntime": onnxruntime.__version__,
+            "python": platform.python_version(),
+        }
+        arguments.json.write_text(json.dumps({"versions": versions, "recipes": recipes, "runs": rows}, indent=2) + "\n")
     return 0
 
 
