@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from strongreg.compression import save_packed
-from strongreg.diagnosis.verdict import is_above_chance
+from strongreg.diagnosis.record import is_above_chance
 from strongreg.experiments.data import Augmentation, ImageData
 from strongreg.experiments.engine.batches import Batches
 from strongreg.experiments.engine.board import check_board, open_board
