@@ -28,6 +28,7 @@ class RunRecord:
         refit_start: step from which on the penalty was off; infinity for never.
         lr: largest learning rate.
         open_fraction: share of all steps at which the penalty acted, recorded or not; NaN if it is not known.
+        weight_decay: of the optimizer; NaN if it is not known.
     """
 
     history: History
@@ -39,6 +40,7 @@ class RunRecord:
     refit_start: float = math.inf
     lr: float = math.nan
     open_fraction: float = math.nan
+    weight_decay: float = math.nan
 
     @property
     def num_steps(self) -> int:

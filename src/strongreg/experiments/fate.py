@@ -9,8 +9,9 @@ import numpy as np
 
 from strongreg.diagnosis import Diagnosis, RunRecord, diagnose
 from strongreg.experiments.engine import load_history, load_metrics, load_result
-from strongreg.experiments.engine.record import HISTORY_FILE, METRICS_FILE, RESULT_FILE
+from strongreg.experiments.engine.record import HISTORY_FILE, METRICS_FILE, RECIPE_FILE, RESULT_FILE
 from strongreg.experiments.errors import UserError
+from strongreg.experiments.recipe import build_recipe, read_recipe
 
 
 def find_runs(directory: Path) -> list[Path]:
@@ -57,8 +58,17 @@ def diagnose_run(directory: Path) -> Diagnosis:
         refit_start=math.inf if result.refit_start is None else result.refit_start,
         open_fraction=result.open_fraction,
         lr=max((epoch.lr for epoch in epochs), default=math.nan),
+        weight_decay=_weight_decay(directory),
     )
     try:
         return diagnose(record)
     except ValueError as error:
         raise UserError(f"{directory} ({result.method}): {error}") from error
+
+
+def _weight_decay(directory: Path) -> float:
+    """That of the recipe beside the run; NaN where there is none to read."""
+    try:
+        return build_recipe({}, read_recipe(directory / RECIPE_FILE)).optimizer.weight_decay
+    except UserError:
+        return math.nan
