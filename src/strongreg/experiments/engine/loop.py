@@ -313,6 +313,7 @@ class _Trainer:
         """What is the same in every process."""
         return {
             "fingerprint": self._fingerprint(),
+            "about": self._about(),
             "world_size": self.world.size,
             "epoch": self.epoch,
             "batch": self.batch,
@@ -324,6 +325,17 @@ class _Trainer:
             "pruner": {} if self.pruner is None else self.pruner.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
+
+    def _about(self) -> dict[str, Any]:
+        """What a diagnosis of the unfinished run needs to know beside its records."""
+        record = {
+            "chance": self.chance,
+            "steps_per_epoch": len(self.batches),
+            "strength": self.recipe.penalty.strength if self.method in REGULARIZED else 0.0,
+            "refit_start": self.counted[0].schedule.refit_start,
+            "weight_decay": self.recipe.optimizer.weight_decay,
+        }
+        return {"epochs": self.recipe.training.epochs, "record": record}
 
     def _resume(self) -> None:
         state = self.world.on_main(lambda: load_checkpoint(self.directory, self._fingerprint(), self.world.size))
