@@ -106,7 +106,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("dead_gradients", "always", {"training.epochs": 10, **FASHION, "model.name": "fates:dead_middle"}),
     ("stalled", "dense", {"training.epochs": 5, **FASHION, "model.name": "fates:zero_weights"}),
     ("learned", "dense", {"training.epochs": 5, **FASHION, "model.name": "fates:zero_last"}),
-    ("decayed", "dense", {"training.epochs": 10, **FASHION, "optimizer.weight_decay": 0.5}),
+    ("decayed", "dense", {"training.epochs": 10, **FASHION, "optimizer.weight_decay": 2.0}),
     ("collapsed", "always", {"training.epochs": 25, **FASHION, **GROWING_L2, "penalty.final_factor": 5000.0}),
 ]
 
