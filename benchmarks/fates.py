@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
@@ -29,6 +30,8 @@ from strongreg.experiments.pool import Task, TaskPool
 from strongreg.experiments.recipe import build_recipe
 
 DEAD_RELU = "fates:dead_relu"
+NO_RELAXING = {"penalty.name": "l2", "penalty.ramp_share": 0.0, "penalty.refit_share": 0.5}
+GROWING_L2 = {"penalty.name": "l2", "penalty.strength": 0.001, "penalty.ramp_share": 0.7, "penalty.refit_share": 0.0}
 L2_CONSTANT = {"penalty.name": "l2", "penalty.ramp_share": 0.0}
 LENET = {"model.name": "lenet300"}
 FASHION = {"data.name": "fashion_mnist", "data.num_train": 2000, **LENET}
@@ -62,22 +65,116 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("diverged", "dense", {"training.epochs": 8, "optimizer.lr": 50.0, **FASHION}),
     ("penalty_never_acted", "coherent", {"training.epochs": 15, "penalty.strength": 50.0, **FASHION}),
     ("dead_gradients", "dense", {"training.epochs": 8, **FASHION, "model.name": DEAD_RELU}),
+    # the penalty ends at once at full learning rate, or relaxes to 0 before
+    ("switched_off", "coherent", {"training.epochs": 15, "penalty.strength": 0.2, **NO_RELAXING}),
+    ("switched_off", "coherent", {"training.epochs": 30, "penalty.strength": 0.3, **NO_RELAXING}),
+    (
+        "learned",
+        "coherent",
+        {"training.epochs": 15, "penalty.strength": 0.2, **NO_RELAXING}
+        | {"penalty.ramp_share": 0.5, "penalty.final_factor": 0.0},
+    ),
+    # dead by the network or by the learning rate, under a penalty or a weight decay that has nothing to do with it
+    ("dead_gradients", "dense", {"training.epochs": 5, "model.name": "fates:dead_first"}),
+    ("dead_gradients", "always", {"training.epochs": 15, "model.name": "fates:dead_middle"}),
+    (
+        "dead_gradients",
+        "always",
+        {
+            "training.epochs": 20,
+            "optimizer.lr": 0.2,
+            "penalty.strength": 0.01,
+            **L2_CONSTANT,
+            "penalty.refit_share": 0.0,
+        },
+    ),
+    ("dead_gradients", "dense", {"training.epochs": 20, "optimizer.lr": 0.2, "optimizer.weight_decay": 0.01}),
+    ("stalled", "dense", {"training.epochs": 5, "model.name": "fates:zero_weights"}),
+    ("stalled", "dense", {"training.epochs": 5, "model.name": "fates:zero_everywhere"}),
+    ("learned", "dense", {"training.epochs": 5, "model.name": "fates:zero_last"}),
+    ("decayed", "dense", {"training.epochs": 8, "optimizer.weight_decay": 0.5}),
+    ("decayed", "dense", {"training.epochs": 20, "optimizer.weight_decay": 0.1}),
+    (
+        "decayed",
+        "dense",
+        {"training.epochs": 15, "optimizer.name": "adamw", "optimizer.lr": 0.01, "optimizer.weight_decay": 5.0},
+    ),
+    ("collapsed", "always", {"training.epochs": 40, **GROWING_L2, "penalty.final_factor": 1000.0}),
+    ("collapsed", "delayed", {"training.epochs": 20, "penalty.strength": 0.1, "penalty.refit_share": 0.0}),
+    ("memorized", "dense", {"training.epochs": 25, "model.name": "fates:Unprepared"}),
+    ("dead_gradients", "dense", {"training.epochs": 5, **FASHION, "model.name": "fates:dead_first"}),
+    ("dead_gradients", "always", {"training.epochs": 10, **FASHION, "model.name": "fates:dead_middle"}),
+    ("stalled", "dense", {"training.epochs": 5, **FASHION, "model.name": "fates:zero_weights"}),
+    ("learned", "dense", {"training.epochs": 5, **FASHION, "model.name": "fates:zero_last"}),
+    ("decayed", "dense", {"training.epochs": 10, **FASHION, "optimizer.weight_decay": 2.0}),
+    ("collapsed", "always", {"training.epochs": 25, **FASHION, **GROWING_L2, "penalty.final_factor": 5000.0}),
 ]
+
+
+def perceptron(image_shape: tuple[int, int, int], num_classes: int, num_hidden: int = 2) -> nn.Sequential:
+    """A network of linear layers, at the positions 1, 3, 5 and so on."""
+    width = math.prod(image_shape)
+    layers: list[nn.Module] = [nn.Flatten()]
+    for _ in range(num_hidden):
+        layers += [nn.Linear(width, 64), nn.ReLU()]
+        width = 64
+    return nn.Sequential(*layers, nn.Linear(width, num_classes))
 
 
 def dead_relu(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """A network whose second hidden layer is never active."""
-    channels, height, width = image_shape
-    model = nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(channels * height * width, 64),
-        nn.ReLU(),
-        nn.Linear(64, 64),
-        nn.ReLU(),
-        nn.Linear(64, num_classes),
-    )
+    model = perceptron(image_shape, num_classes)
     nn.init.constant_(model[3].bias, -100.0)
     return model
+
+
+def dead_first(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """A network whose first hidden layer is never active; what lies behind reads constants and has gradients."""
+    model = perceptron(image_shape, num_classes)
+    nn.init.constant_(model[1].bias, -50.0)
+    return model
+
+
+def dead_middle(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """A network whose third hidden layer of four is never active."""
+    model = perceptron(image_shape, num_classes, num_hidden=4)
+    nn.init.constant_(model[5].bias, -50.0)
+    return model
+
+
+def zero_weights(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """A network whose weights, not its biases, begin at 0."""
+    model = perceptron(image_shape, num_classes)
+    for layer in model[1::2]:
+        nn.init.zeros_(layer.weight)
+    return model
+
+
+def zero_everywhere(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """A network that begins at 0."""
+    model = perceptron(image_shape, num_classes)
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    return model
+
+
+def zero_last(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """A network whose last layer begins at 0, which is no mistake."""
+    model = perceptron(image_shape, num_classes)
+    nn.init.zeros_(model[-1].weight)
+    return model
+
+
+class Unprepared(nn.Module):
+    """A network that is given other images in evaluation than in training."""
+
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        self.layers = perceptron(image_shape, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        return self.layers(images if self.training else 0 * images)
 
 
 def takeover_ratio(folder: Path) -> float | None:

@@ -131,3 +131,14 @@ def test_every_link_within_the_project_leads_somewhere():
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_number_of_right_verdicts_is_the_recorded_one():
+    record = json.loads((RECORDED / "fates.json").read_text())
+    right, total = record["num_right"], record["num_runs"]
+    assert total == len(record["runs"])
+    assert right == sum(run["fate"] == run["verdict"] for run in record["runs"])
+    assert f"{right} of {total} runs of known fate" in README
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert f"trains {total} runs whose fate is known" in text
+    assert f"{right} of {total} right" in text

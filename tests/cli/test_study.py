@@ -204,6 +204,25 @@ def test_diagnose_as_json_is_nothing_else_on_standard_output(capsys):
     assert verdicts["out/runs/dense-seed0"]["verdict"] == "learned"
 
 
+def _unfinish(folder: Path) -> None:
+    for name in ("result.json", "history.safetensors", "model.packed", "weights.safetensors"):
+        (folder / name).unlink()
+
+
+@pytest.mark.usefixtures("out")
+def test_a_run_that_is_not_finished_is_left_out_with_a_word_on_what_finishes_it(capsys):
+    _unfinish(Path("out/runs/delayed-seed0"))
+    told = "the run in out/runs/delayed-seed0 is not finished (epoch 2 is done, accuracy "
+    output, messages = run(capsys, "diagnose", "out")
+    assert output.count("evidence: accuracy") == 3
+    assert messages.startswith(told)
+    assert "strongreg train --resume out finishes it" in messages
+    _, messages = run(capsys, "report", "out")
+    assert messages.startswith(f"left out: {told}")
+    for command in ("diagnose", "report"):
+        assert told in error(capsys, command, "out/runs/delayed-seed0")
+
+
 # ---------------------------------------------------------------------- report
 
 
@@ -235,8 +254,8 @@ def test_a_report_that_cannot_be_written_is_one_line(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("nowhere", "nowhere holds no finished run"),
-        ("file", "file holds no finished run"),
+        ("nowhere", "nowhere holds no finished run: it does not exist"),
+        ("file", "file holds no finished run: it is a file"),
         ("", "Missing argument"),
         ("out --jsno", "--jsno"),
     ],

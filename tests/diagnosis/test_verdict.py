@@ -123,6 +123,116 @@ def test_gradients_that_teach_nothing_are_a_stall():
     assert diagnose(record).verdict == "stalled"
 
 
+def test_a_first_layer_without_gradient_is_told_of_a_stall():
+    record = _record(**{**HEALTHY, "gradient": _constant(1.0), "accuracy": _constant(0.1), "penalty": _constant(0.0)})
+    state = record.history.state_dict()
+    state["records"][:, 0, 2] = 0.0
+    record.history.load_state_dict(state)
+    diagnosis = diagnose(record)
+    assert diagnosis.verdict == "stalled"
+    assert "the gradient of first.weight is exactly 0 at every step" in str(diagnosis)
+
+
+@pytest.mark.parametrize("first", [0.0, 1e-4])
+def test_small_weights_that_grow_to_an_ordinary_size_have_not_exploded(first):
+    weight = lambda step: first + step / 1000  # noqa: E731
+    record = _record(**{**HEALTHY, "weight": weight, "gradient": _constant(1.0), "accuracy": _constant(0.1)})
+    assert diagnose(record).verdict == "stalled"
+
+
+DYING = {
+    "gradient": lambda step: math.exp(-step),
+    "penalty": _constant(0.0),
+    "opened": _constant(0.0),
+    "accuracy": _constant(0.1),
+    "strength": 0.0,
+}
+
+
+def test_weights_that_fall_are_the_weight_decays_doing_where_there_is_one():
+    falling = {**DYING, "weight": lambda step: 10 * math.exp(-step / 20)}
+    decayed = diagnose(_record(**falling, weight_decay=0.3))
+    assert (decayed.verdict, decayed.step) == ("decayed", 14)
+    assert "it was 0.3" in decayed.advice[0]
+    assert diagnose(_record(**falling, weight_decay=0.0)).verdict == "dead_gradients"
+    unknown = diagnose(_record(**falling))
+    assert unknown.verdict == "dead_gradients"
+    assert "the weights fell from norm 10 to" in str(unknown)
+    assert unknown.advice[-1] == "or lower the weight decay, if there is any"
+
+
+def test_weights_that_jump_before_they_decay_were_not_taken_by_the_decay():
+    jumping = {**DYING, "weight": lambda step: 10.0 if step < 2 else 15 * math.exp(-step / 20)}
+    assert diagnose(_record(**jumping, weight_decay=0.3)).verdict == "dead_gradients"
+
+
+def test_a_penalty_that_takes_over_after_the_network_lived_at_half_its_weights_is_a_collapse():
+    late = {
+        "gradient": lambda step: 1.0 if step < 120 else math.exp(-(step - 120) / 5),
+        "penalty": _constant(0.5),
+        "weight": lambda step: max(10 - step / 10, 4.0) if step < 100 else 4 * math.exp(-(step - 100) / 20),
+        "opened": _constant(1.0),
+        "accuracy": lambda epoch: 0.5 if epoch < 6 else 0.1,
+    }
+    diagnosis = diagnose(_record(**late))
+    assert diagnosis.verdict == "collapsed"
+    assert 123 <= diagnosis.step <= 140
+    jumped = {**late, "weight": lambda step: late["weight"](step) * (2.5 if step >= 110 else 1.0)}
+    assert diagnose(_record(**jumped)).verdict == "dead_gradients"
+
+
+def test_a_penalty_that_shrinks_what_a_large_step_has_killed_is_not_the_cause():
+    killed = {
+        "gradient": lambda step: 1.0 if step < 5 else 1e-5,
+        "penalty": _constant(0.1),
+        "weight": lambda step: 10.0 if step < 3 else 13 * math.exp(-step / 30),
+        "opened": _constant(1.0),
+        "accuracy": _constant(0.1),
+    }
+    assert diagnose(_record(**killed)).verdict == "dead_gradients"
+
+
+SWITCHED_OFF = {
+    "gradient": lambda step: 1.0 if step < 110 else 1e-5,
+    "penalty": lambda step: 0.5 if step < 100 else 0.0,
+    "opened": lambda step: float(step < 100),
+    "weight": lambda step: 2.0 if 20 <= step < 100 else 10.0,
+    "accuracy": lambda epoch: 0.5 if epoch < 5 else 0.1,
+    "refit_start": 100,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "switched_off"),
+        ({"gradient": lambda step: 1.0}, "switched_off"),
+        ({"weight": lambda step: 2.0 if 20 <= step < 100 else 10.0 if step < 130 else math.nan}, "switched_off"),
+        ({"accuracy": _constant(0.1)}, "dead_gradients"),  # it did not live under it
+        ({"accuracy": lambda epoch: 0.5 if epoch < 3 else 0.1}, "dead_gradients"),  # dead before the end
+        ({"accuracy": lambda epoch: 0.5 if epoch < 9 else 0.1}, "dead_gradients"),  # long after
+        ({"accuracy": _constant(0.5)}, "learned"),
+        ({"weight": _constant(10.0)}, "dead_gradients"),  # it had held nothing
+        ({"refit_start": math.inf}, "dead_gradients"),
+        ({"penalty": lambda step: max(0.5 - step / 200, 0.0) ** 4}, "dead_gradients"),  # it had relaxed
+    ],
+)
+def test_a_death_is_the_switching_offs_doing_only_soon_after_it(changes, expected):
+    assert diagnose(_record(**{**SWITCHED_OFF, **changes})).verdict == expected
+
+
+def test_a_loss_that_fell_though_the_accuracy_did_not_is_no_death():
+    memorized = {**HEALTHY, "accuracy": _constant(0.1), "gradient": lambda step: math.exp(-step / 10)}
+    diagnosis = diagnose(_record(**memorized, loss=lambda epoch: 2.3 / (1 + epoch) ** 2))
+    assert diagnosis.verdict == "memorized"
+    assert "the loss on the training images is 0.023, 2.3 by chance" in diagnosis.evidence
+
+
+def test_a_run_without_a_penalty_that_lost_its_accuracy_is_not_told_to_lower_the_strength():
+    record = _record(**{**HEALTHY, "accuracy": lambda epoch: 0.95 if epoch == 4 else 0.6, "strength": 0.0})
+    assert diagnose(record).advice == ("lower the learning rate (it was 0.05), or let it decay",)
+
+
 def test_a_gate_that_stays_closed_is_told_though_it_learned():
     diagnosis = diagnose(_record(**{**HEALTHY, "opened": _constant(0.0)}, strength=7.0))
     assert diagnosis.verdict == "penalty_never_acted"

@@ -31,9 +31,10 @@ from strongreg.cli.options import (
 from strongreg.cli.packed import check_target
 from strongreg.experiments.console import ProbeLines, show_slow_choices, show_tolerances
 from strongreg.experiments.errors import StoppedError, UserError
-from strongreg.experiments.fate import diagnose_run, find_runs
+from strongreg.experiments.fate import diagnose_run, find_diagnosable, find_runs
 from strongreg.experiments.pool import interruptible
 from strongreg.experiments.tolerance import TOLERANT, ToleranceStudy, default_changes_of
+from strongreg.experiments.unfinished import describe_unfinished, find_unfinished
 
 EPILOG_TOLERANCE = """Examples:
 
@@ -131,9 +132,13 @@ def diagnose(
     run: Annotated[Path, typer.Argument(help="Directory of a run, or of a comparison with its runs.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON.")] = False,
 ) -> None:
-    """Say in plain words whether a run learned, stalled or collapsed, when and where, why, and what to change."""
-    directories = find_runs(run)
+    """Say in plain words whether a run learned, stalled or collapsed, when and where, why, and what to change.
+
+    A run that is not finished is diagnosed up to its last checkpoint.
+    """
+    directories, left_out = find_diagnosable(run)
     verdicts = {directory: diagnose_run(directory) for directory in directories}
+    _tell(left_out)
     if as_json:
         content = {str(directory): asdict(verdict) for directory, verdict in verdicts.items()}
         typer.echo(json.dumps(content, indent=2))
@@ -156,4 +161,11 @@ def report(
         write_gallery(directories, out)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
-    Console(stderr=True).print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)
+    unfinished = dict.fromkeys(found for directory in runs for found in find_unfinished(directory))
+    _tell([*(f"left out: {describe_unfinished(directory)}" for directory in unfinished), f"wrote {out}"])
+
+
+def _tell(messages: list[str]) -> None:
+    console = Console(stderr=True)
+    for message in messages:
+        console.print(message, markup=False, highlight=False, soft_wrap=True)

@@ -7,52 +7,26 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from strongreg.collapse import NUM_SMOOTHED, SHRUNK
-from strongreg.history import History
+from strongreg.collapse import SHRUNK
+from strongreg.diagnosis.record import Array, RunRecord
+from strongreg.diagnosis.signs import RARELY, Signs
 
-Verdict = Literal["learned", "penalty_never_acted", "collapsed", "diverged", "dead_gradients", "stalled", "damaged"]
-_Array = npt.NDArray[np.float64]
+Verdict = Literal[
+    "learned",
+    "penalty_never_acted",
+    "collapsed",
+    "switched_off",
+    "decayed",
+    "diverged",
+    "dead_gradients",
+    "stalled",
+    "memorized",
+    "damaged",
+]
 
-_BEYOND_CHANCE = 0.05  # of the way from chance to no error
-_FAINT = 1e-3  # of a norm's own largest value: as good as 0
-_RARELY = 0.01
-_GROWN = 10.0
-_LOSS_GROWN = 3.0
 _DROP = 0.1
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """What is known of a run.
-
-    Args:
-        history: the regularizer's records.
-        chance: accuracy of the best constant answer, the share of the largest class, in (0, 1].
-        accuracy: after each epoch, shape (num_epochs,), in [0, 1].
-        train_loss: mean over each epoch, shape (num_epochs,), in nats; NaN where it was not finite.
-        steps_per_epoch: optimizer steps of an epoch.
-        strength: of the penalty; 0 for a run without one.
-        refit_start: step from which on the penalty was off; infinity for never.
-        lr: largest learning rate.
-        open_fraction: share of all steps at which the penalty acted, recorded or not; NaN if it is not known.
-    """
-
-    history: History
-    chance: float
-    accuracy: _Array
-    train_loss: _Array
-    steps_per_epoch: int
-    strength: float
-    refit_start: float = math.inf
-    lr: float = math.nan
-    open_fraction: float = math.nan
-
-    @property
-    def num_steps(self) -> int:
-        """Optimizer steps done."""
-        return len(self.accuracy) * self.steps_per_epoch
+_MOST_NAMES = 4
 
 
 @dataclass(frozen=True)
@@ -61,8 +35,10 @@ class Diagnosis:
 
     Args:
         verdict: "learned"; "penalty_never_acted" (learned, but the gate let next to nothing through); "collapsed" (the
-            penalty took over); "diverged" (the steps were too large); "dead_gradients" (no gradient without the
-            penalty's doing); "stalled" (gradients, but no learning); "damaged" (it had learned and lost much of it).
+            penalty took over); "switched_off" (it lived under the penalty, and died when that ended); "decayed" (the
+            weight decay took over); "diverged" (the steps were too large); "dead_gradients" (no gradient without the
+            penalty's doing); "stalled" (gradients, but no learning); "memorized" (it learned the training images, and
+            is at chance on others); "damaged" (it had learned and lost much of it).
         step: optimizer step at which it was decided; None where there is none to name.
         layer: parameter at which it showed first; None where there is none to name.
         evidence: what was measured, a sentence each.
@@ -94,9 +70,12 @@ _WORDS: dict[Verdict, str] = {
     "learned": "It learned",
     "penalty_never_acted": "It learned, but without the penalty",
     "collapsed": "It collapsed: the penalty took over",
+    "switched_off": "It lived under the penalty and died when that was switched off",
+    "decayed": "It collapsed: the weight decay took over",
     "diverged": "It diverged: the steps were too large",
     "dead_gradients": "It died without the penalty's doing: no gradient reaches the weights",
-    "stalled": "It stalled: there are gradients, but they teach nothing",
+    "stalled": "It stalled: what gradients there are teach nothing",
+    "memorized": "It learned the training images, and nothing that holds for others",
     "damaged": "It had learned and lost much of it",
 }
 
@@ -115,7 +94,7 @@ def diagnose(record: RunRecord) -> Diagnosis:
     """
     if len(record.history) == 0 or len(record.accuracy) == 0:
         raise ValueError("a run without recorded steps or epochs cannot be diagnosed: train it with history_every >= 1")
-    signs = _Signs(record)
+    signs = Signs(record)
     final, best = float(record.accuracy[-1]), float(record.accuracy.max())
     told: tuple[str, ...] = (f"accuracy {final:.1%} at the end, {best:.1%} at best, {record.chance:.1%} by chance",)
     if len(record.history) < len(record.accuracy):
@@ -123,132 +102,57 @@ def diagnose(record: RunRecord) -> Diagnosis:
             f"recorded steps: {len(record.history)} of {record.num_steps}, too few to see when and where something "
             "happened: lower training.history_every",
         )
+    if signs.was_switched_off:
+        return _switched_off(record, signs, told)
     if signs.has_diverged:
         return _diverged(record, signs, told)
-    if not is_above_chance(final, record.chance):
-        if signs.took_over is not None:
-            return _collapsed(signs, told)
-        if signs.gradient_is_gone:
-            return _dead(signs, told)
-        return _stalled(record, signs, told)
+    if signs.is_at_chance:
+        return _at_chance(record, signs, told)
     if best - final > _DROP:
         return _damaged(record, signs, told)
-    if record.strength > 0 and signs.open_share < _RARELY:
+    if record.strength > 0 and signs.open_share < RARELY:
         return _never_acted(record, signs, told)
     told += (signs.sizes(),)
     return Diagnosis("learned", None, None, told, ())
 
 
-def is_above_chance(accuracy: float, chance: float) -> bool:
-    """Whether a network has learned anything: a dead one gives one answer to every image, and is right by chance.
-
-    Args:
-        accuracy: in [0, 1].
-        chance: share of the largest class.
-
-    Returns:
-        Whether the accuracy is beyond chance by a twentieth of what there is to learn.
-    """
-    return accuracy > chance + _BEYOND_CHANCE * (1 - chance)
-
-
-class _Signs:
-    """What the verdict rests on."""
-
-    def __init__(self, record: RunRecord) -> None:
-        history = record.history
-        self.steps = history.steps
-        self.before_refit = self.steps < record.refit_start
-        self.gradient = history["gradient_norm"].astype(np.float64)
-        self.penalty = history["penalty_norm"].astype(np.float64)
-        self.weight = history["weight_norm"].astype(np.float64)
-        self.opened = history["open"].astype(np.float64)
-        self.layers = history.layers
-        self.weight_by_layer = history.per_layer("weight_norm").astype(np.float64)
-        self.open_share = self._open_share(record)
-        self.has_diverged, self.diverged_at = self._divergence(record)
-        self.took_over = self._take_over()
-        typical = float(np.nanmax(_smooth(self.gradient))) if np.isfinite(self.gradient).any() else 0.0
-        self.gradient_is_gone = bool(_smooth(self.gradient)[-1] <= _FAINT * typical)
-
-    def _open_share(self, record: RunRecord) -> float:
-        """Of the steps before the refit: as the run counted them, or else of those that were recorded."""
-        num_possible = min(record.refit_start, record.num_steps)
-        if math.isfinite(record.open_fraction) and num_possible > 0:
-            return min(record.open_fraction * record.num_steps / num_possible, 1.0)
-        recorded = self.opened[self.before_refit]
-        return float(recorded.mean()) if len(recorded) else 0.0
-
-    def _divergence(self, record: RunRecord) -> tuple[bool, int | None]:
-        bad = ~np.isfinite(self.gradient) | ~np.isfinite(self.weight)
-        if bad.any():
-            return True, int(self.steps[bad.argmax()])
-        grown = self.weight > _GROWN * max(float(self.weight[0]), 1e-30)
-        chance_loss = -math.log(record.chance)
-        at_chance = not is_above_chance(float(record.accuracy[-1]), record.chance)
-        loss = np.where(np.isfinite(record.train_loss), record.train_loss, np.inf)
-        if loss.max() > _LOSS_GROWN * chance_loss and at_chance:
-            return True, int(loss.argmax()) * record.steps_per_epoch
-        if grown.any() and at_chance:
-            return True, int(self.steps[grown.argmax()])
-        return False, None
-
-    def _take_over(self) -> int | None:
-        """The first step from which the penalty acted with a larger gradient than the loss until the weights fell."""
-        shrunk = self.weight < SHRUNK * self.weight[0]
-        acting = self.opened > 0
-        if not shrunk.any() or not acting.any():
-            return None
-        end = int(shrunk.argmax())
-        ahead = _smooth(self.penalty * acting) > _smooth(self.gradient)
-        if not ahead[: max(end, NUM_SMOOTHED) + 1].any():
-            return None
-        behind = np.flatnonzero(~ahead[: end + 1])
-        return int(self.steps[behind[-1] + 1 if len(behind) and behind[-1] < end else ahead.argmax()])
-
-    def first_layer(self) -> str | None:
-        """The layer whose weights fell to half their size first."""
-        shrunk = self.weight_by_layer < SHRUNK * self.weight_by_layer[0]
-        if not shrunk.any():
-            return None
-        first = np.where(shrunk.any(axis=0), shrunk.argmax(axis=0), len(self.steps))
-        return self.layers[int(first.argmin())]
-
-    def at(self, step: int) -> int:
-        return int(np.searchsorted(self.steps, step))
-
-    def growth(self) -> str:
-        """How the weights' norm went where the steps were too large."""
-        finite = np.isfinite(self.weight)
-        step = self.steps[finite.argmin()]
-        if not finite.any():
-            return f"the weights were not finite at step {step}"
-        first, largest = (f"{norm:.3g}" for norm in (self.weight[finite][0], self.weight[finite].max()))
-        if finite.all():
-            return f"the weights kept the norm {first}" if first == largest else _grew(first, largest)
-        began = f"the weights began with norm {first}" if first == largest else _grew(first, largest)
-        return f"{began} and were not finite at step {step}"
-
-    def sizes(self, step: int | None = None) -> str:
-        i = len(self.steps) - 1 if step is None else self.at(step)
-        return (
-            f"at step {self.steps[i]} the loss gradient has norm {_smooth(self.gradient)[i]:.2g}, the penalty's "
-            f"{_smooth(self.penalty)[i]:.2g}, the weights {self.weight[i]:.3g}"
-        )
+def _at_chance(record: RunRecord, signs: Signs, told: tuple[str, ...]) -> Diagnosis:
+    """What came first is the cause: what was so from the first step on, then what made the weights fall."""
+    if signs.has_memorized:
+        return _memorized(record, signs, told)
+    if signs.blocked_by_zeros:
+        return _blocked(signs, told)
+    if signs.num_never:
+        return _dead(signs, told)
+    if signs.took_over is not None:
+        return _collapsed(signs, told)
+    if signs.was_decayed:
+        return _decayed(record, signs, told)
+    if signs.is_gone or signs.num_gone:
+        return _dead(signs, told)
+    return _stalled(record, signs, told)
 
 
-def _grew(first: str, largest: str) -> str:
-    return f"the weights grew from norm {first} to {largest}"
+def _switched_off(record: RunRecord, signs: Signs, told: tuple[str, ...]) -> Diagnosis:
+    step = int(record.refit_start)
+    i, epoch = signs.at(step), signs.dead_epoch
+    evidence = (
+        *told,
+        f"the penalty ended at step {step}; the accuracy was {record.accuracy[epoch - 1]:.1%} after epoch {epoch}, "
+        "and at chance from then on",
+        f"the penalty had shrunk the weights from norm {signs.weight[0]:.3g} to {signs.weight[i - 1]:.3g} and held "
+        f"them there; without it they came to {signs.weight[-1]:.3g}",
+        signs.sizes(),
+    )
+    advice = (
+        "let the penalty relax to 0 before it ends, CosineRamp(steps, initial=1, final=0): in a recipe "
+        "penalty.final_factor=0, and penalty.ramp_share the share of the steps in which it acts",
+        f"or lower the learning rate (it was {record.lr:g}) before the penalty ends",
+    )
+    return Diagnosis("switched_off", step, None, evidence, advice)
 
 
-def _smooth(values: _Array) -> _Array:
-    """The mean over the last few records."""
-    sums = np.cumsum(np.insert(values, 0, 0.0))
-    start = np.maximum(np.arange(1, len(values) + 1) - NUM_SMOOTHED, 0)
-    return (sums[1:] - sums[start]) / (np.arange(1, len(values) + 1) - start)
-
-
-def _diverged(record: RunRecord, signs: _Signs, told: tuple[str, ...]) -> Diagnosis:
+def _diverged(record: RunRecord, signs: Signs, told: tuple[str, ...]) -> Diagnosis:
     evidence = (*told, signs.growth())
     if not np.isfinite(record.train_loss).all():
         evidence += (f"the loss was not finite from epoch {int((~np.isfinite(record.train_loss)).argmax()) + 1} on",)
@@ -256,13 +160,35 @@ def _diverged(record: RunRecord, signs: _Signs, told: tuple[str, ...]) -> Diagno
     return Diagnosis("diverged", signs.diverged_at, None, evidence, advice)
 
 
-def _collapsed(signs: _Signs, told: tuple[str, ...]) -> Diagnosis:
+def _memorized(record: RunRecord, signs: Signs, told: tuple[str, ...]) -> Diagnosis:
+    evidence = (
+        *told,
+        f"the loss on the training images is {record.train_loss[-1]:.2g}, {signs.chance_loss:.2g} by chance",
+        signs.sizes(),
+    )
+    advice = (
+        "look at the labels, at how the images of the test are prepared, and at what differs in evaluation (running "
+        "statistics of batch normalization)",
+    )
+    return Diagnosis("memorized", None, None, evidence, advice)
+
+
+def _blocked(signs: Signs, told: tuple[str, ...]) -> Diagnosis:
+    layers = signs.blocked_by_zeros
+    evidence = (*told, f"the weights of {_listed(layers)} began at exactly 0", signs.sizes())
+    advice = (
+        "initialize them at random, by He initialization: only the last layer of a network, or of a residual block, "
+        "may begin at 0",
+    )
+    return Diagnosis("stalled", None, layers[0], evidence, advice)
+
+
+def _collapsed(signs: Signs, told: tuple[str, ...]) -> Diagnosis:
     step = signs.took_over
     evidence = (
         *told,
         signs.sizes(step),
-        f"the weights fell from norm {signs.weight[0]:.3g} to {signs.weight[-1]:.3g}; the gate was open at "
-        f"{signs.open_share:.0%} of the steps at which the penalty may act",
+        f"{signs.fall()}; the gate was open at {signs.open_share:.0%} of the steps at which the penalty may act",
     )
     advice = (
         "put a gate in front of the penalty, CoherenceGate(0.7), or raise its threshold",
@@ -271,31 +197,78 @@ def _collapsed(signs: _Signs, told: tuple[str, ...]) -> Diagnosis:
     return Diagnosis("collapsed", step, signs.first_layer(), evidence, advice)
 
 
-def _dead(signs: _Signs, told: tuple[str, ...]) -> Diagnosis:
-    gone = _smooth(signs.gradient) <= _FAINT * np.nanmax(_smooth(signs.gradient))
-    step = int(signs.steps[gone.argmax()])
-    evidence = (*told, signs.sizes(step), f"the penalty acted at {signs.open_share:.0%} of the steps")
-    advice = (
+def _decayed(record: RunRecord, signs: Signs, told: tuple[str, ...]) -> Diagnosis:
+    step = int(signs.steps[(signs.weight < SHRUNK * signs.weight[0]).argmax()])
+    evidence = (*told, signs.sizes(step), signs.fall())
+    if record.strength > 0:
+        evidence += (f"the penalty acted at {signs.open_share:.0%} of the steps at which it may",)
+    advice = (f"lower the weight decay (it was {record.weight_decay:g})",)
+    return Diagnosis("decayed", step, signs.first_layer(), evidence, advice)
+
+
+def _dead(signs: Signs, told: tuple[str, ...]) -> Diagnosis:
+    layer, evidence, step = None, told, signs.gone_since()
+    advice: tuple[str, ...] = (
         "the units are dead (ReLU with all inputs below 0): lower the learning rate, use He initialization or "
         "normalization, or a leaky activation",
     )
-    return Diagnosis("dead_gradients", step, None, evidence, advice)
+    if num := signs.num_gone:
+        layer, where = _behind(signs, signs.gradient_by_layer[:, :num])
+        evidence += (where,)
+    evidence += (signs.sizes(step, smoothed=False), f"the penalty acted at {signs.open_share:.0%} of the steps")
+    if signs.has_jumped:
+        evidence += (signs.growth(),)
+    if math.isnan(signs.record.weight_decay) and signs.fell_at_death:
+        evidence += (signs.fall(),)
+        advice += ("or lower the weight decay, if there is any",)
+    return Diagnosis("dead_gradients", step, layer, evidence, advice)
 
 
-def _stalled(record: RunRecord, signs: _Signs, told: tuple[str, ...]) -> Diagnosis:
-    advice = (f"raise the learning rate (it was {record.lr:g}), look at the initialization, or train longer",)
-    return Diagnosis("stalled", None, None, (*told, signs.sizes()), advice)
+def _behind(signs: Signs, norms: Array) -> tuple[str, str]:
+    """The layer behind which nothing passes, and how it is seen; the gradients of these layers are gone."""
+    names = signs.layers[: norms.shape[1]]
+    if norms[-1].any():
+        shares = norms[-1] / norms.max(axis=0).clip(min=np.finfo(float).tiny)
+        first = int(shares.argmin())
+        return names[first], f"the gradient of {names[first]} has fallen to {shares[first]:.1g} of its largest norm"
+    # the layer that reads only zeros has no gradient either
+    dead = names[max(len(names) - 2, 0)]
+    after = signs.layers[len(names) :]
+    rest = f", and not in {_listed(after)}" if after else ""
+    return dead, f"the gradient is exactly 0 in {_listed(names)}{rest}: what {dead} feeds is never active"
 
 
-def _damaged(record: RunRecord, signs: _Signs, told: tuple[str, ...]) -> Diagnosis:
+def _listed(names: list[str]) -> str:
+    if len(names) > _MOST_NAMES:
+        return f"{names[0]} to {names[-1]} ({len(names)} layers)"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _stalled(record: RunRecord, signs: Signs, told: tuple[str, ...]) -> Diagnosis:
+    advice: tuple[str, ...] = (
+        f"raise the learning rate (it was {record.lr:g}), look at the initialization, or train longer",
+    )
+    evidence = (*told, signs.sizes())
+    if signs.first_gets_nothing:
+        first = signs.layers[0]
+        evidence += (f"the gradient of {first} is exactly 0 at every step: what it reads is 0, or it is not used",)
+        advice = ("look at the images as the network gets them", *advice)
+    return Diagnosis("stalled", None, None, evidence, advice)
+
+
+def _damaged(record: RunRecord, signs: Signs, told: tuple[str, ...]) -> Diagnosis:
     epoch = int(record.accuracy.argmax()) + 1
     step = epoch * record.steps_per_epoch
     evidence = (*told, f"the best epoch was {epoch}", signs.sizes())
-    advice = ("lower the strength, raise the gate's threshold, or begin the refit earlier",)
+    advice = (
+        "lower the strength, raise the gate's threshold, or begin the refit earlier"
+        if record.strength > 0
+        else f"lower the learning rate (it was {record.lr:g}), or let it decay",
+    )
     return Diagnosis("damaged", step, signs.first_layer(), evidence, advice)
 
 
-def _never_acted(record: RunRecord, signs: _Signs, told: tuple[str, ...]) -> Diagnosis:
+def _never_acted(record: RunRecord, signs: Signs, told: tuple[str, ...]) -> Diagnosis:
     evidence = (*told, f"the gate was open at {signs.open_share:.1%} of the steps at which the penalty may act")
     advice = (f"lower the strength (it was {record.strength:g}) or the gate's threshold",)
     return Diagnosis("penalty_never_acted", None, None, evidence, advice)

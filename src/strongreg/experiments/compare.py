@@ -122,6 +122,10 @@ class Comparison:
             UserError: the directory holds no runs, a file in it is damaged, or what is unfinished cannot be run here.
         """
         file = directory / "config.json"
+        if not directory.exists():
+            raise UserError(f"{directory} holds no runs: it does not exist")
+        if not directory.is_dir():
+            raise UserError(f"{directory} holds no runs: it is a file, name the directory of a run")
         if not file.exists():
             raise UserError(
                 f"{directory} holds no runs: there is no {file.name} in it{_where_there_are_runs(directory)}"

@@ -1,16 +1,26 @@
-"""Reads the files of finished runs and asks :mod:`strongreg.diagnosis` what happened in them."""
+"""Reads the files of runs and asks :mod:`strongreg.diagnosis` what happened in them."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from strongreg.diagnosis import Diagnosis, RunRecord, diagnose
 from strongreg.experiments.engine import load_history, load_metrics, load_result
-from strongreg.experiments.engine.record import HISTORY_FILE, METRICS_FILE, RESULT_FILE
+from strongreg.experiments.engine.checkpoint import FILE_NAME as CHECKPOINT_FILE
+from strongreg.experiments.engine.record import HISTORY_FILE, METRICS_FILE, RECIPE_FILE, RESULT_FILE
 from strongreg.experiments.errors import UserError
+from strongreg.experiments.recipe import build_recipe, read_recipe
+from strongreg.experiments.unfinished import (
+    check_directory,
+    describe_unfinished,
+    find_unfinished,
+    read_unfinished,
+    resume_hint,
+)
 
 
 def find_runs(directory: Path) -> list[Path]:
@@ -23,18 +33,42 @@ def find_runs(directory: Path) -> list[Path]:
         Directories that hold a result.json, in the order of their names.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, and why.
     """
+    check_directory(directory)
     if (directory / RESULT_FILE).exists():
         return [directory]
     found = sorted(file.parent for file in directory.glob(f"**/{RESULT_FILE}"))
     if not found:
-        raise UserError(f"{directory} holds no finished run: there is no {RESULT_FILE} in or below it")
+        begun = find_unfinished(directory)
+        why = describe_unfinished(begun[0]) if begun else f"there is no {RESULT_FILE} in or below it"
+        raise UserError(f"{directory} holds no finished run: {why}")
     return found
 
 
+def find_diagnosable(directory: Path) -> tuple[list[Path], list[str]]:
+    """The directories of runs that can be diagnosed, the finished and those that have a checkpoint.
+
+    Args:
+        directory: of a run, a comparison, or a tolerance study.
+
+    Returns:
+        They, in the order of their names, and a sentence on each that has been begun and cannot.
+
+    Raises:
+        UserError: there is none.
+    """
+    check_directory(directory)
+    begun = [folder for folder in find_unfinished(directory) if not (directory / RESULT_FILE).exists()]
+    saved = [folder for folder in begun if (folder / CHECKPOINT_FILE).exists()]
+    if not saved:
+        return find_runs(directory), [describe_unfinished(folder) for folder in begun]
+    finished = [file.parent for file in directory.glob(f"**/{RESULT_FILE}")]
+    return sorted(finished + saved), [describe_unfinished(folder) for folder in begun if folder not in saved]
+
+
 def diagnose_run(directory: Path) -> Diagnosis:
-    """Say what happened in a finished run.
+    """Say what happened in a run, up to its last checkpoint if it is not finished.
 
     Args:
         directory: of the run.
@@ -45,6 +79,8 @@ def diagnose_run(directory: Path) -> Diagnosis:
     Raises:
         UserError: a file is missing or damaged.
     """
+    if (directory / CHECKPOINT_FILE).exists() and not (directory / RESULT_FILE).exists():
+        return _diagnose_unfinished(directory)
     result = load_result(directory / RESULT_FILE)
     epochs = load_metrics(directory / METRICS_FILE, result.epochs)
     record = RunRecord(
@@ -57,8 +93,32 @@ def diagnose_run(directory: Path) -> Diagnosis:
         refit_start=math.inf if result.refit_start is None else result.refit_start,
         open_fraction=result.open_fraction,
         lr=max((epoch.lr for epoch in epochs), default=math.nan),
+        weight_decay=_weight_decay(directory),
     )
+    return _diagnose(record, f"{directory} ({result.method})")
+
+
+def _diagnose_unfinished(directory: Path) -> Diagnosis:
+    record, num_planned = read_unfinished(directory)
+    diagnosis = _diagnose(record, str(directory))
+    told = f"the run is not finished: its last checkpoint is of epoch {len(record.accuracy)} of {num_planned}"
+    return replace(
+        diagnosis,
+        evidence=(told, *diagnosis.evidence),
+        advice=(*diagnosis.advice, resume_hint(directory)),
+    )
+
+
+def _diagnose(record: RunRecord, name: str) -> Diagnosis:
     try:
         return diagnose(record)
     except ValueError as error:
-        raise UserError(f"{directory} ({result.method}): {error}") from error
+        raise UserError(f"{name}: {error}") from error
+
+
+def _weight_decay(directory: Path) -> float:
+    """That of the recipe beside the run; NaN where there is none to read."""
+    try:
+        return build_recipe({}, read_recipe(directory / RECIPE_FILE)).optimizer.weight_decay
+    except UserError:
+        return math.nan

@@ -37,19 +37,17 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
     write_bytes(directory / FILE_NAME, _DIGEST(content).digest() + content)
 
 
-def load_checkpoint(directory: Path, fingerprint: str, world_size: int = 1) -> dict[str, Any] | None:
-    """Read a run's checkpoint.
+def read_checkpoint(directory: Path) -> dict[str, Any] | None:
+    """Read a run's checkpoint to look at it.
 
     Args:
         directory: of the run.
-        fingerprint: what the checkpoint must have been saved with: recipe, method, seed and images.
-        world_size: number of processes that it must be of.
 
     Returns:
         What was saved, or None where there is none.
 
     Raises:
-        UserError: it is damaged, of another version, of another run, or of another number of processes.
+        UserError: it is damaged, or of another version.
     """
     file = directory / FILE_NAME
     if not file.exists():
@@ -66,6 +64,26 @@ def load_checkpoint(directory: Path, fingerprint: str, world_size: int = 1) -> d
         raise UserError(f"{file} is damaged: delete it to train that run from the start") from error
     if not isinstance(state, dict) or state.get("version") != _VERSION:
         raise UserError(f"{file} is of another version of strongreg: delete it to train that run from the start")
+    return state
+
+
+def load_checkpoint(directory: Path, fingerprint: str, world_size: int = 1) -> dict[str, Any] | None:
+    """Read a run's checkpoint to go on from it.
+
+    Args:
+        directory: of the run.
+        fingerprint: what the checkpoint must have been saved with: recipe, method, seed and images.
+        world_size: number of processes that it must be of.
+
+    Returns:
+        What was saved, or None where there is none.
+
+    Raises:
+        UserError: it is damaged, of another version, of another run, or of another number of processes.
+    """
+    file, state = directory / FILE_NAME, read_checkpoint(directory)
+    if state is None:
+        return None
     if state.get("fingerprint") != fingerprint:
         raise UserError(
             f"{file} is of another recipe, method, seed or images: delete it to train that run from the start"

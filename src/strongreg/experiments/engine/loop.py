@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from strongreg.compression import save_packed
-from strongreg.diagnosis.verdict import is_above_chance
+from strongreg.diagnosis.record import is_above_chance
 from strongreg.experiments.data import Augmentation, ImageData
 from strongreg.experiments.engine.batches import Batches
 from strongreg.experiments.engine.board import check_board, open_board
@@ -324,6 +324,7 @@ class _Trainer:
         """What is the same in every process."""
         return {
             "fingerprint": self._fingerprint(),
+            "about": self._about(),
             "world_size": self.world.size,
             "epoch": self.epoch,
             "batch": self.batch,
@@ -340,6 +341,17 @@ class _Trainer:
         """What a run leaves that is killed while it writes."""
         for part in self.directory.glob(f"*{PART}"):
             part.unlink(missing_ok=True)
+
+    def _about(self) -> dict[str, Any]:
+        """What a diagnosis of the unfinished run needs to know beside its records."""
+        record = {
+            "chance": self.chance,
+            "steps_per_epoch": len(self.batches),
+            "strength": self.recipe.penalty.strength if self.method in REGULARIZED else 0.0,
+            "refit_start": self.counted[0].schedule.refit_start,
+            "weight_decay": self.recipe.optimizer.weight_decay,
+        }
+        return {"epochs": self.recipe.training.epochs, "record": record}
 
     def _resume(self) -> None:
         state = self.world.on_main(lambda: load_checkpoint(self.directory, self._fingerprint(), self.world.size))

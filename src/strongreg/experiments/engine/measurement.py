@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from strongreg.diagnosis.verdict import is_above_chance
+from strongreg.diagnosis.record import is_above_chance
 from strongreg.experiments.data import ImageData, Split
 from strongreg.experiments.recipe import Method
 from strongreg.regularizer import Regularizer

@@ -169,12 +169,34 @@ def load_metrics(file: Path, num_epochs: int) -> list[EpochMetrics]:
     Raises:
         UserError: the file is missing, damaged, or does not hold one line per epoch.
     """
-    known, one = {field.name for field in fields(EpochMetrics)}, TypeAdapter(EpochMetrics)
     try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        metrics = [one.validate_python(line) for line in lines if set(line) == known]
-    except (OSError, ValueError, TypeError):
-        metrics = []
-    if [m.epoch for m in metrics] != list(range(1, num_epochs + 1)) or not all(map(_is_possible_epoch, metrics)):
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        text = ""
+    metrics = parse_metrics(text)
+    if not len(metrics) == len(text.splitlines()) == num_epochs:
         raise UserError(f"{file} is missing or damaged: delete its folder to train again")
+    return metrics
+
+
+def parse_metrics(text: str) -> list[EpochMetrics]:
+    """Read the epochs of a run up to the first line that is none, as where a kill has cut it off.
+
+    Args:
+        text: of metrics.jsonl.
+
+    Returns:
+        One entry per epoch.
+    """
+    known, one = {field.name for field in fields(EpochMetrics)}, TypeAdapter(EpochMetrics)
+    metrics: list[EpochMetrics] = []
+    for line in text.splitlines():
+        try:
+            content = json.loads(line)
+            epoch = one.validate_python(content) if set(content) == known else None
+        except (ValueError, TypeError):
+            epoch = None
+        if epoch is None or epoch.epoch != len(metrics) + 1 or not _is_possible_epoch(epoch):
+            break
+        metrics.append(epoch)
     return metrics
