@@ -38,6 +38,7 @@ def test_the_code_runs(code, tmp_path, monkeypatch):
         "model": model,
         "optimizer": optimizer,
         "num_steps": 4,
+        "images": torch.randn(2, 1, 8, 8),
     }
     exec(code, names)
     if "report" in names:
