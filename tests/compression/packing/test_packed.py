@@ -617,3 +617,17 @@ def test_a_missing_file_is_the_systems_own_error(tmp_path):
 def test_the_error_is_a_value_error_and_public():
     assert issubclass(strongreg.PackedFileError, ValueError)
     assert Path(strongreg.__file__).parent.name == "strongreg"
+
+
+def test_a_damaged_file_is_not_shown(file):
+    save_packed({"a": sparse(100, 100, density=0.1)}, file)
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(PackedFileError, match=r"'a': it is damaged \(its checksum differs\)"):
+        inspect_packed(file)
+
+
+def test_a_file_that_is_larger_says_so(file):
+    save_packed({"a": torch.ones(2)}, file)
+    assert " times more bytes (8 to " in str(inspect_packed(file))

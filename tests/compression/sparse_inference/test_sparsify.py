@@ -16,7 +16,18 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import strongreg
-from strongreg import SparsifyReport, SparsifyRow, load_packed, save_packed, sparsify, sparsify_and_report
+from strongreg import (
+    ExportError,
+    ShrinkError,
+    SparsifyReport,
+    SparsifyRow,
+    export_onnx,
+    load_packed,
+    save_packed,
+    shrink,
+    sparsify,
+    sparsify_and_report,
+)
 from strongreg.compression import SparseConv1x1, SparseLinear
 from strongreg.compression.sparse_inference import layers, trial
 from strongreg.experiments.models import build_model
@@ -729,3 +740,11 @@ def test_nothing_warns_of_sparse_tensors_being_in_beta():
 
 def test_the_layers_are_public_where_they_are_documented():
     assert {"sparsify", "sparsify_and_report", "SparsifyReport", "SparsifyRow"} <= set(strongreg.__all__)
+
+
+def test_a_sparsified_network_is_neither_shrunk_nor_exported(tmp_path):
+    model = nn.Sequential(SparseLinear(torch.eye(4), None))
+    with pytest.raises(ShrinkError, match=r"0 is a SparseLinear: shrink the network before it is sparsified"):
+        shrink(model, torch.zeros(2, 4))
+    with pytest.raises(ExportError, match=r"0 is a SparseLinear: export the network before it is sparsified"):
+        export_onnx(model, torch.zeros(2, 4), tmp_path / "model.onnx")

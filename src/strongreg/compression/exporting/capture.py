@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from strongreg.compression.errors import ExportError
+from strongreg.compression.sparse_inference.layers import SparseConv1x1, SparseLinear
 from strongreg.compression.torch_export import quiet_export, reason
 
 
@@ -55,6 +56,10 @@ class Candidate:
         if inputs[0].dim() == 0 or any(each.numel() == 0 for each in inputs):
             shapes = [tuple(each.shape) for each in inputs]
             raise ValueError(f"example_inputs of shapes {shapes}: the first dimension is the batch, of 1 or more")
+        for name, module in model.named_modules():
+            if isinstance(module, SparseLinear | SparseConv1x1):
+                kind = type(module).__name__
+                raise ExportError(f"{name or 'it'} is a {kind}: export the network before it is sparsified")
         for name, parameter in model.named_parameters():
             if parameter.is_floating_point() and not parameter.is_meta and not parameter.isfinite().all():
                 raise ExportError(f"{name} of {type(model).__name__} holds NaN or infinity: export a network without")

@@ -58,7 +58,9 @@ class PackedContents:
         rows = [_cells(entry) for entry in self.tensors]
         table = text_table(header, rows, (*total, _share(self.file_bytes, self.dense_bytes)), num_left=3)
         fewer = "nothing left" if math.isinf(self.compression) else f"{self.compression:.1f} times fewer numbers"
-        ratio = f"{self.byte_ratio:.1f} times fewer bytes ({self.dense_bytes:,} to {self.file_bytes:,})"
+        fewer_bytes, times = self.byte_ratio >= 1, max(self.byte_ratio, 1 / self.byte_ratio if self.byte_ratio else 0)
+        ratio = f"{times:.1f} times {'fewer' if fewer_bytes else 'more'} bytes"
+        ratio += f" ({self.dense_bytes:,} to {self.file_bytes:,})"
         lines = [table, f"{fewer}, {ratio}"]
         if self.num_negative_zeros:
             negative = f"{self.num_negative_zeros:,} zeros are negative"

@@ -141,7 +141,7 @@ def load_packed(
 
 
 def inspect_packed(path: str | os.PathLike[str]) -> PackedContents:
-    """What a packed file holds, without unpacking it.
+    """What a packed file holds, without unpacking it. The counts are those that it states; loading checks them.
 
     Args:
         path: the file.
@@ -162,7 +162,13 @@ def inspect_packed(path: str | os.PathLike[str]) -> PackedContents:
         >>> again == contents, again.compression, again.tensors[0].layout
         (True, 100.0, 'gaps')
     """
-    entries, _, num_bytes = _open(path, 2**63 - 1)
+    entries, payloads, num_bytes = _open(path, 2**63 - 1)
+    for entry in entries:
+        if entry.tied_to is None:
+            try:
+                _check_payload(entry, payloads[entry.name])
+            except PackedFileError as error:
+                raise PackedFileError(f"{path}: tensor {entry.name!r}: {error}") from error
     return PackedContents(tuple(entries), num_bytes)
 
 
@@ -257,9 +263,13 @@ def _pack_positions(mask: positions.Mask, num_set: int) -> tuple[str, tuple[str,
     return layout, found[layout]
 
 
-def _unpack(entry: Entry, payload: bytes) -> Tensor:
+def _check_payload(entry: Entry, payload: bytes) -> None:
     if len(payload) != entry.packed_bytes or zlib.crc32(payload) != entry.crc32:
         raise PackedFileError("it is damaged (its checksum differs)")
+
+
+def _unpack(entry: Entry, payload: bytes) -> Tensor:
+    _check_payload(entry, payload)
     raws, start = [], 0
     for stream in entry.streams:
         coded = payload[start : start + stream.num_bytes]

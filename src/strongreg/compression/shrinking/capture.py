@@ -18,6 +18,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from strongreg.compression.errors import ShrinkError
 from strongreg.compression.shrinking.operations import name_of
+from strongreg.compression.sparse_inference.layers import SparseConv1x1, SparseLinear
 from strongreg.compression.torch_export import quiet_export, reason
 
 
@@ -95,7 +96,12 @@ def capture(model: nn.Module, inputs: tuple[Any, ...]) -> Program:
 
 
 def _check_weights(model: nn.Module) -> None:
-    """Weights that can be looked at; buffers may hold anything, such as -inf in a mask."""
+    """Weights that can be looked at; buffers may hold any numbers, such as -inf in a mask."""
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLinear | SparseConv1x1):
+            raise ShrinkError(
+                f"{name or 'it'} is a {type(module).__name__}: shrink the network before it is sparsified"
+            )
     for name, parameter in model.named_parameters():
         if isinstance(parameter, UninitializedParameter):
             raise ShrinkError(f"{name} has no shape yet: call the network once, so that its lazy layers are built")

@@ -207,7 +207,7 @@ def _keep_needed(value: Value, matters: Any, axes: Any, classes: _Classes, reaso
         if axis.fixed is None:
             of_index = needed.movedim(dim, 0).flatten(1).any(1) if needed.dim() > 1 else needed
             for index in of_index.nonzero().flatten().tolist():
-                reasons.setdefault(classes.number(axis, index), f"{place} needs it")
+                reasons.setdefault(classes.number(axis, index), f"what {place} computes there varies and is used")
 
 
 def _constants(
