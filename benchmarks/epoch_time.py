@@ -33,7 +33,7 @@ CASES = {
         "model.name": "vgg_narrow",
         "data.name": "fashion_mnist",
         "data.num_train": 2000,
-        "training.epochs": 3,
+        "training.epochs": 2,
     },
 }
 
