@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from pathlib import Path
@@ -21,6 +22,8 @@ def write_bytes(file: Path, content: bytes) -> None:
         OSError: the file cannot be written, or is there and no regular file.
     """
     file = file.resolve()
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
     if file.exists() and not file.is_file():
         raise OSError(f"{file} is no regular file")
     part = file.with_name(f"{file.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{PART}")

@@ -47,7 +47,7 @@ def network():
 
 @pytest.fixture
 def weights(elsewhere, network) -> Path:
-    """What a run leaves, the same weights as a packed file, and nets.py in the working directory."""
+    """What a run leaves, the same weights as a packed file, and own_nets.py in the working directory."""
     folder = elsewhere / "strongreg-out" / "train-1" / "runs" / "coherent-seed0"
     folder.mkdir(parents=True)
     (elsewhere / "strongreg-out" / "train-1" / "recipe.toml").write_text(show_recipe(recipe()))
@@ -55,7 +55,7 @@ def weights(elsewhere, network) -> Path:
     save_file(network.state_dict(), folder / "weights.safetensors")
     save_packed(network, "model.packed")
     save_file({f"1.{k}": v for k, v in torch.nn.Linear(64, 10).state_dict().items()}, "linear.safetensors")
-    Path("nets.py").write_text(NETS)
+    Path("own_nets.py").write_text(NETS)
     return folder / "weights.safetensors"
 
 
@@ -142,12 +142,12 @@ def test_the_batch_size_can_be_fixed(capsys, weights, calls):
 def test_a_network_of_ones_own(capsys):
     own = ["linear.safetensors", "--image-shape", "1,8,8", "--num-classes", "10", "--model"]
     reason = "torch cannot write Eigenvalues as ONNX: No ONNX function found for"
-    assert reason in error(capsys, "export", *own, "nets:eigenvalues", "--onnx", "a.onnx")
-    assert "any batch size" in run(capsys, "export", *own, "nets:eigenvalues", "--pt2", "a.pt2")[0]
-    message = error(capsys, "export", *own, "nets:fixed", "--onnx", "a.onnx")
+    assert reason in error(capsys, "export", *own, "own_nets:eigenvalues", "--onnx", "a.onnx")
+    assert "any batch size" in run(capsys, "export", *own, "own_nets:eigenvalues", "--pt2", "a.pt2")[0]
+    message = error(capsys, "export", *own, "own_nets:fixed", "--onnx", "a.onnx")
     assert message.startswith("Fixed does not take batches of any size")
     assert message.endswith("or fix it with --batch-size")
-    output, _ = run(capsys, "export", *own, "nets:fixed", "--pt2", "fixed.pt2", "--batch-size", 2)
+    output, _ = run(capsys, "export", *own, "own_nets:fixed", "--pt2", "fixed.pt2", "--batch-size", 2)
     assert "batches of 2 only" in output
     assert not Path("a.onnx").exists()
 
@@ -160,7 +160,7 @@ def test_a_network_of_ones_own(capsys):
         (["strongreg-out", "--pt2", "a", "--opset", "20"], "--opset 20 is of ONNX: give --onnx FILE too"),
         (["strongreg-out", "--pt2", "a", "--onnx", "a"], "--onnx and --pt2 are both a: choose two files"),
         (["none", "--pt2", "a"], "there is no file none: give the directory of a finished run"),
-        (["nets.py", "--pt2", "a", "--recipe", "none"], "cannot read recipe none: No such file"),
+        (["own_nets.py", "--pt2", "a", "--recipe", "none"], "cannot read recipe none: No such file"),
         (
             ["model.packed", "--pt2", "a"],
             "which network is model.packed? Give the directory of its run, which is enough",
@@ -190,7 +190,7 @@ def test_a_network_of_ones_own(capsys):
         ),
         (["strongreg-out", "--onnx", "a", "--opset", "17"], "opset=17: must be between 18 and"),
         (["strongreg-out", "--onnx", "a", "--opset", "x"], "--opset"),
-        (["nets.py", "--pt2", "a", "--recipe", "nets.py"], "recipe nets.py is not TOML"),
+        (["own_nets.py", "--pt2", "a", "--recipe", "own_nets.py"], "recipe own_nets.py is not TOML"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -255,7 +255,7 @@ def test_a_directory_without_runs_says_which_to_give(capsys, no_training):
     def text(directory: str) -> str:
         return error(capsys, "train", "--resume", directory).removeprefix(f"{directory} holds no runs: ")
 
-    assert text("none") == "there is no config.json in it; give the directory that train or compare wrote"
+    assert text("none") == "it does not exist; give the directory that train or compare wrote"
     assert text(".").endswith("; give the directory that train or compare wrote, such as out")
     assert text("out/runs/dense-seed0").endswith("; it is one run of out: give that")
     Path("tol").mkdir()

@@ -123,7 +123,9 @@ class Comparison:
         """
         file = directory / "config.json"
         if not directory.exists():
-            raise UserError(f"{directory} holds no runs: it does not exist")
+            raise UserError(
+                f"{directory} holds no runs: it does not exist; give the directory that train or compare wrote"
+            )
         if not directory.is_dir():
             raise UserError(f"{directory} holds no runs: it is a file, name the directory of a run")
         if not file.exists():
