@@ -1,6 +1,6 @@
 """The engine's time per epoch against a bare loop over the same tensors with the same network, interleaved.
 
-    python benchmarks/epoch_time.py [--data-dir DIR] [--json FILE] [--rounds 5]
+    python benchmarks/epoch_time.py [--json FILE] [--rounds 5]
 
 The bare loop shuffles, indexes, normalizes, computes the loss, steps, and evaluates after each epoch, as the engine
 does; nothing else. Ratios of medians over the rounds, one torch thread.
@@ -19,22 +19,15 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from strongreg.experiments.data import ImageData
+from strongreg.experiments.data import ImageData, load_data
 from strongreg.experiments.engine import evaluate, train
 from strongreg.experiments.models import build_model
-from strongreg.experiments.pool import recipe_data
 from strongreg.experiments.recipe import Recipe, build_recipe
 
 CASES = {
     "plain_cnn, digits, batch 64": {"training.epochs": 30},
     "lenet300, digits, batch 64": {"model.name": "lenet300", "training.epochs": 100},
     "plain_cnn, digits, batch 256": {"training.epochs": 30, "training.batch_size": 256},
-    "vgg_narrow, 2,000 images of Fashion-MNIST, batch 64": {
-        "model.name": "vgg_narrow",
-        "data.name": "fashion_mnist",
-        "data.num_train": 2000,
-        "training.epochs": 2,
-    },
 }
 
 
@@ -62,17 +55,16 @@ def engine(recipe: Recipe, data: ImageData, method: str) -> None:
 def main() -> None:
     """Measure every case and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, default=None)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    data = load_data("digits")
     rows = []
     print("| case | bare, ms per epoch | engine, dense | engine, coherent |\n|---|---|---|---|")
     for name, changes in CASES.items():
         recipe = build_recipe({"training.checkpoint_every": 0, **changes})
-        data = recipe_data(recipe, arguments.data_dir)
         times: dict[str, list[float]] = {"bare": [], "dense": [], "coherent": []}
         bare(recipe, data)
         for _ in range(arguments.rounds):
