@@ -88,6 +88,16 @@ def test_a_reshape_that_would_take_other_numbers_together_is_seen():
     torch.testing.assert_close(shrunk(ones), model(ones))
 
 
+def test_a_split_that_would_give_fewer_parts_is_seen():
+    model = Hidden(lambda h: torch.cat([part.tanh() for part in h.split(2, 1)], 1)).eval()
+    zero(model.a.weight[1::2], model.a.bias[1::2])  # the second of each part, and the first two of them
+    shrunk, report = shrink_and_report(model, torch.zeros(1, 4, dtype=torch.long))
+    assert shrunk.a.weight.shape == (8, 4)
+    assert [x.count for x in report.left if "split_with_sizes" in x.reason or "split would" in x.reason] == [4], report
+    ones = torch.ones(3, 4, dtype=torch.long)
+    torch.testing.assert_close(shrunk(ones), model(ones))
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_shrinking_twice_removes_nothing_more(name):
     generator = torch.Generator().manual_seed(5)

@@ -55,14 +55,15 @@ def unlikeness(program: Program, other: Program, shapes: Shapes) -> str | None:
             return f"{name_of(a) or a.name} would compute something else"
     if len(first) != len(second):
         return f"it would be {len(second)} operations instead of {len(first)}"
-    if not all(_same(a, b) for a, b in zip(_constants(program), _constants(other), strict=True)):
+    own, others = _constants(program), _constants(other)
+    if len(own) != len(others) or not all(_same(a, b) for a, b in zip(own, others, strict=True)):
         return "a constant that it makes would be another"
     return None
 
 
 def _fits(value: Any, shape: Any) -> bool:
     if isinstance(value, tuple | list):
-        return all(_fits(x, part) for x, part in zip(value, shape, strict=True))
+        return len(value) == len(shape) and all(_fits(x, part) for x, part in zip(value, shape, strict=True))
     return not shape or not isinstance(value, Tensor) or tuple(value.shape) == shape
 
 
