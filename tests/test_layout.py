@@ -23,6 +23,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 _ORDER = (
     ("compression", "decision", "optimizers", "summary"),
     ("collapse", "counts", "pull"),
+    ("refit",),
     ("checkpoint",),
     ("regularizer",),
     ("__init__", "diagnosis"),
@@ -95,7 +96,10 @@ def test_the_core_needs_nothing_but_torch_and_numpy(path):
     imports = _imports(path)
     roots = {name.split(".")[0] for name in imports} - set(sys.stdlib_module_names)
     # within a function only: tests/test_import.py sees that nothing optional is loaded with the package
-    optional = {"safetensors", "onnx", "onnxruntime", "onnxscript"} if _part(path) == "compression" else set()
+    optional = {
+        "compression": {"safetensors", "onnx", "onnxruntime", "onnxscript"},
+        "kernels": {"numba", "llvmlite"},
+    }.get(_part(path), set())
     assert roots <= {"torch", "numpy", "strongreg"} | optional
     assert "strongreg" not in imports
 

@@ -11,11 +11,13 @@ backward pass. This reading of "coherent" is a reconstruction (docs/theory.md, e
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from strongreg.devices import reading_is_free
 from strongreg.precision import at_least_float32, scalar_dtype
+from strongreg.scalars import Scalars, namespace
 
 _SMALLEST_NORM = 1e-30  # its reciprocal is still a float32
 _SAFE = (1e-30, 1e30)  # sums of squares that have neither lost small terms nor overflown in float32
@@ -42,7 +44,7 @@ def inner_products(
     penalty_sq = squared_norm(penalty_gradient)
     dtype = torch.promote_types(gradient.dtype, penalty_gradient.dtype)  # a gradient's need not be the weight's
     g, r = _flat(gradient.to(dtype)), _flat(penalty_gradient.to(dtype))
-    if _is_safe(gradient_sq) and _is_safe(penalty_sq):
+    if is_safe_square(gradient_sq) and is_safe_square(penalty_sq):
         return gradient_sq, torch.dot(g, r).to(penalty_sq.dtype), penalty_sq
     to_unit = penalty_sq.sqrt().clamp(min=_SMALLEST_NORM).reciprocal()
     cross = torch.dot(g, r * to_unit.to(r.dtype)).to(penalty_sq.dtype) / to_unit
@@ -62,37 +64,47 @@ def squared_norm(tensor: Tensor) -> Tensor:
     if reading_is_free(tensor.device):
         flat = _flat(tensor)
         square = torch.dot(flat, flat).to(dtype)  # three times as fast as the norm in float64
-        if _is_safe(square):
+        if is_safe_square(square):
             return square
     norm: Tensor = torch.linalg.vector_norm(tensor, dtype=dtype)
     return norm.square()
 
 
-def _is_safe(square: Tensor) -> bool:
-    """Whether a sum of squares is in the safe range; False where to look would mean to wait for an accelerator."""
+def is_safe_square(square: Tensor) -> bool:
+    """Whether a sum of squares has neither lost small terms nor overflown.
+
+    Args:
+        square: 0-d.
+
+    Returns:
+        Whether it is well within the range of float32; False where to look would mean to wait for an accelerator.
+    """
     return reading_is_free(square.device) and _SAFE[0] < square.item() < _SAFE[1]
 
 
-def coherence(gradient_sq: Tensor, cross: Tensor, penalty_sq: Tensor) -> Tensor:
+def coherence(gradient_sq: Scalars, cross: Scalars, penalty_sq: Scalars) -> Scalars:
     r"""The coherence :math:`c = \cos(g, g + \lambda r)` from inner products, elementwise.
 
     Args:
-        gradient_sq: :math:`A`, any shape, float64 where the device has it (the products of two squares must not
-            underflow).
-        cross: :math:`B`, same shape.
-        penalty_sq: :math:`C`, same shape.
+        gradient_sq: :math:`A`, tensor or array of any shape, float64 where the device has it (the products of two
+            squares must not underflow).
+        cross: :math:`B`, same shape and kind.
+        penalty_sq: :math:`C`, same shape and kind.
 
     Returns:
-        Tensor of the same shape, in [-1, 1]. 1 where the penalty gradient is 0; 0 where the gradient, or the sum of
+        The same shape and kind, in [-1, 1]. 1 where the penalty gradient is 0; 0 where the gradient, or the sum of
         both, is 0 and the penalty gradient is not; NaN where an inner product is NaN or infinite.
     """
-    # rounding can push |g + lambda r|^2 below 0 when the two cancel
-    total_sq = (gradient_sq + 2 * cross + penalty_sq).clamp(min=0)
-    cosine = ((gradient_sq + cross) / (gradient_sq.sqrt() * total_sq.sqrt())).clamp(-1, 1)
-    cosine = torch.where((gradient_sq == 0) | (total_sq == 0), 0.0, cosine)
-    cosine = torch.where(penalty_sq == 0, 1.0, cosine)
-    # x * 0 is 0 for finite x and NaN otherwise
-    return cosine + (gradient_sq + cross + penalty_sq) * 0
+    xp = namespace(gradient_sq)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        aligned = gradient_sq + cross
+        # rounding can push |g + lambda r|^2 below 0 when the two cancel
+        total_sq = (aligned + cross + penalty_sq).clip(0)
+        cosine = (aligned / (xp.sqrt(gradient_sq) * xp.sqrt(total_sq))).clip(-1, 1)
+        cosine = xp.where((gradient_sq == 0) | (total_sq == 0), 0.0, cosine)
+        cosine = xp.where(penalty_sq == 0, 1.0, cosine)
+        # x * 0 is 0 for finite x and NaN otherwise
+        return cosine + (aligned + penalty_sq) * 0
 
 
 def _flat(tensor: Tensor) -> Tensor:

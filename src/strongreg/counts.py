@@ -10,6 +10,7 @@ import torch
 
 from strongreg.decision import Decision
 from strongreg.groups import Target
+from strongreg.scalars import as_scalars, namespace
 from strongreg.summary import Summary, SummaryRow, advise
 from strongreg.warning import warn
 
@@ -59,11 +60,16 @@ class StepCounts:
         """
         taken = ~decision.skipped
         allowed = taken & decision.allowed
-        self.num_open += decision.opened
-        self.num_allowed += allowed
-        self.last_open = torch.where(allowed, decision.opened, self.last_open)
-        self.num_nonfinite += decision.nonfinite & taken
-        self.step += taken
+        for counts, more in (
+            (self.num_open, decision.opened),
+            (self.num_allowed, allowed),
+            (self.num_nonfinite, decision.nonfinite & taken),
+            (self.step, taken),
+        ):
+            total = as_scalars(counts)
+            total += more
+        last_open = as_scalars(self.last_open)
+        last_open[...] = namespace(last_open).where(allowed, decision.opened, last_open)
 
     def warn_once_of_nonfinite(self) -> None:
         """Warn, the first time, if there were steps with a non-finite gradient; the host looks at the count."""

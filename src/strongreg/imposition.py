@@ -56,28 +56,6 @@ def weighted_value(targets: Sequence[Target], multipliers: Sequence[Multiplier])
     return torch.stack(values).sum()
 
 
-def shrink(target: Target, multiplier: Multiplier, step_size: float | Tensor) -> None:
-    """Replace the weights by the penalty's proximal step from them.
-
-    Args:
-        target: the penalized parameter.
-        multiplier: factor on its strength; at 0 no bit changes.
-        step_size: effective step size of the optimizer's step; one that a scheduler's rounding has left below 0 is 0.
-    """
-    if isinstance(step_size, Tensor):
-        step_size = step_size.clamp(min=0)
-    elif step_size <= 0:
-        return
-    if _is_zero(multiplier):
-        return
-    param = target.param
-    shrunk = target.penalty.prox(param, step_size * multiplier)
-    if isinstance(multiplier, Tensor):
-        # where the gate is closed the bits must stay, the sign of a zero too; the host does not learn which it was
-        shrunk = torch.where(multiplier > 0, shrunk, param)
-    param.copy_(shrunk)
-
-
 @torch.no_grad()
 def warn_of_lost_shrinkage(
     targets: Sequence[Target], multipliers: Sequence[float], step_sizes: Sequence[float | Tensor]

@@ -7,13 +7,16 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import ASGD, LBFGS, SGD, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LRScheduler
 
+from strongreg.devices import reading_is_free
 from strongreg.groups import Target
 from strongreg.penalties import L2, ElasticNet
+from strongreg.scalars import Scalars, as_scalars
 from strongreg.warning import warn
 
 Group = dict[str, Any]
@@ -165,7 +168,7 @@ def loss_scale(optimizer: Optimizer) -> Tensor | None:
     return getattr(optimizer, "grad_scale", None)
 
 
-def step_is_skipped(optimizer: Optimizer, device: torch.device) -> Tensor:
+def step_is_skipped(optimizer: Optimizer, device: torch.device) -> Scalars:
     """Whether a GradScaler has found infinities, so that the fused optimizer leaves the weights alone.
 
     Args:
@@ -173,13 +176,14 @@ def step_is_skipped(optimizer: Optimizer, device: torch.device) -> Tensor:
         device: where to put the answer.
 
     Returns:
-        0-d boolean tensor; always False without a GradScaler.
+        0-d boolean; always False without a GradScaler.
     """
     found_inf = getattr(optimizer, "found_inf", None)
+    if found_inf is None and reading_is_free(device):
+        return np.False_
     if found_inf is None:
         return torch.zeros((), dtype=torch.bool, device=device)
-    skipped: Tensor = found_inf.to(device).reshape(()) > 0
-    return skipped
+    return as_scalars(found_inf.to(device).reshape(())) > 0
 
 
 def with_closure(args: tuple[Any, ...], kwargs: dict[str, Any], wrap: Callable[[Any], Any]) -> StepArguments | None:

@@ -7,31 +7,43 @@ does not depend on the gradient's, and that step is compared with it (docs/theor
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from strongreg.decision import BeforeStep, squared_norms
+from strongreg.decision import BeforeStep
 from strongreg.devices import reading_is_free
 from strongreg.groups import Target
+from strongreg.kernels import Passes, size_of_all
 from strongreg.optimizers import Group, effective_step_size, gradient_sign, loss_scale, step_is_skipped
+from strongreg.precision import scalar_dtype
+from strongreg.scalars import Scalars, as_scalars, namespace
 
 _SMALLEST_STEP_SIZE = 1e-30  # a learning rate of 0 moves nothing, and its reciprocal must stay finite
 
 
 def look_before_step(
-    targets: Sequence[Target], optimizer: Optimizer, device: torch.device, *, copy: bool
+    targets: Sequence[Target],
+    passes: Passes,
+    optimizer: Optimizer,
+    groups: Sequence[Group],
+    device: torch.device,
+    *,
+    products: bool,
+    copy: bool,
 ) -> BeforeStep:
     """What is to be known before the weights move.
 
     Args:
         targets: the K penalized parameters.
+        passes: what computes over them.
         optimizer: the optimizer, within its step, with the gradients there.
+        groups: the parameter group of each.
         device: where to gather the scalars.
+        products: whether to take the inner products of gradients and penalty gradients.
         copy: whether to copy the weights, since they will be looked at after the step.
 
     Returns:
@@ -47,80 +59,101 @@ def look_before_step(
                 f"parameter {target.name!r} has a gradient of layout {grad.layout}, which strongreg does not support: "
                 f"exclude it with {{{target.name!r}: None}} in the mapping of penalties"
             )
-    gradient_sq = squared_norms(grads, device)
-    others = _largest_of_the_others(targets, optimizer, device)
-    finite = torch.isfinite(gradient_sq.sum()) & torch.isfinite(others)
+    weights = [target.param.detach() for target in targets]
+    scale = loss_scale(optimizer)
+    taken = as_scalars(passes.products(grads, weights, device)) if products else None
+    gradient_sq = as_scalars(passes.squares(grads, device)) if taken is None else taken[:, 0]
+    others = _size_of_the_others(targets, optimizer, device)
+    xp = namespace(gradient_sq)
+    finite = xp.isfinite(gradient_sq.sum() + others)
     skipped = step_is_skipped(optimizer, device)
     if _learning_rate_is_0(optimizer) and any(grad is not None for grad in grads):
         # so torch.distributed.checkpoint makes an optimizer create its state: no weight moves
         skipped = skipped | ((gradient_sq.sum() == 0) & (others == 0))
-    scale = loss_scale(optimizer)
     if scale is not None:
-        gradient_sq = gradient_sq / scale.to(device=device, dtype=gradient_sq.dtype).reshape(()).square()
-    weights = [target.param.detach() for target in targets]
+        divisor = as_scalars(scale.to(device=device, dtype=scalar_dtype(device)).reshape(()))
+        gradient_sq = gradient_sq / (divisor * divisor)
+    if taken is not None:
+        # undo the loss scale and the sign of an ascent
+        signs = [gradient_sign(group) for group in groups]
+        taken = scaled(taken, signs if scale is None else [sign / divisor for sign in signs])
     if copy:
         weights = [weight.clone() for weight in weights]
-    has_gradient = [grad is not None for grad in grads]
-    return BeforeStep(weights, has_gradient, gradient_sq, finite, skipped)
+    return BeforeStep(weights, [grad is not None for grad in grads], gradient_sq, finite, skipped, taken)
 
 
-def _largest_of_the_others(targets: Sequence[Target], optimizer: Optimizer, device: torch.device) -> Tensor:
-    """The largest entry of the gradients that are not penalized (biases, normalization), 0-d."""
+def products_of_step(
+    targets: Sequence[Target],
+    passes: Passes,
+    optimizer: Optimizer,
+    groups: Sequence[Group],
+    before: BeforeStep,
+    device: torch.device,
+) -> Scalars:
+    """Inner products of the steps taken, per unit of step size, and the penalty gradients before them.
+
+    Args:
+        targets: the K penalized parameters.
+        passes: what computes over them.
+        optimizer: the optimizer, after its step.
+        groups: the parameter group of each.
+        before: with a copy of the weights.
+        device: where to gather the numbers.
+
+    Returns:
+        As :meth:`strongreg.kernels.Passes.products`.
+    """
+    pairs = zip(before.weights, before.has_gradient, strict=True)
+    moved = [weight if has_gradient else None for weight, has_gradient in pairs]
+    now = [target.param.detach() for target in targets]
+    products = as_scalars(passes.products(moved, before.weights, device, minus=now))
+    return scaled(products, [1 / _away_from_0(effective_step_size(optimizer, group)) for group in groups])
+
+
+def scaled(products: Scalars, factors: Sequence[float | Tensor]) -> Scalars:
+    """The inner products for pulls that are multiplied by factors.
+
+    Args:
+        products: as :meth:`strongreg.kernels.Passes.products` gives them, shape (K, 4).
+        factors: K numbers, or tensors of one entry.
+
+    Returns:
+        Shape (K, 4).
+    """
+    if all(not isinstance(factor, Tensor) and factor == 1 for factor in factors):
+        return products
+    xp = namespace(products)
+    by_row: Scalars
+    if xp is np:
+        by_row = np.array([float(factor) for factor in factors])
+    elif len({id(factor) for factor in factors}) == 1:  # one parameter group: nothing is sent to the accelerator
+        by_row = torch.as_tensor(factors[0], dtype=products.dtype).to(products.device).expand(len(products))
+    else:
+        rows = [torch.as_tensor(factor, dtype=products.dtype).reshape(()).to(products.device) for factor in factors]
+        by_row = torch.stack(rows)
+    with np.errstate(invalid="ignore", over="ignore"):
+        factors_of_columns = xp.stack([by_row * by_row, by_row, xp.ones_like(by_row), xp.ones_like(by_row)], 1)
+        return products * factors_of_columns
+
+
+def _size_of_the_others(targets: Sequence[Target], optimizer: Optimizer, device: torch.device) -> Scalars:
+    """A norm of the gradients that are not penalized (biases, normalization), 0-d."""
     penalized = {id(target.param) for target in targets}
     grads = [
-        param.grad.coalesce().values() if param.grad.layout == torch.sparse_coo else param.grad
+        param.grad
         for group in optimizer.param_groups
         for param in group["params"]
         if id(param) not in penalized and param.grad is not None
     ]
-    grads = [grad for grad in grads if grad.numel()]  # of a sparse one the values: a batch may have looked nothing up
-    if not grads:
-        return torch.zeros((), device=device)
-    # the largest entry, which cannot overflow as a sum of squares can
-    return get_total_norm(grads, math.inf).to(device)
+    # of a sparse one the values: a batch may have looked nothing up
+    grads = [grad.coalesce().values() if grad.layout == torch.sparse_coo else grad for grad in grads]
+    return size_of_all([grad for grad in grads if grad.numel()], device)
 
 
 def _learning_rate_is_0(optimizer: Optimizer) -> bool:
     """Whether it is 0 everywhere; False where to look would mean to wait for an accelerator."""
     rates = [group["lr"] for group in optimizer.param_groups if "lr" in group]
     return all((not isinstance(rate, Tensor) or reading_is_free(rate.device)) and float(rate) == 0 for rate in rates)
-
-
-def gradient_pulls(
-    targets: Sequence[Target], optimizer: Optimizer, groups: Sequence[Group]
-) -> tuple[list[Tensor | None], list[float | Tensor]]:
-    """The loss gradients, before the step.
-
-    Args:
-        targets: the K penalized parameters.
-        optimizer: the optimizer, within its step.
-        groups: the parameter group of each.
-
-    Returns:
-        K gradients, None where there is none, and K factors that undo the loss scale and the sign of an ascent.
-    """
-    scale = loss_scale(optimizer)
-    factors = [gradient_sign(group) if scale is None else gradient_sign(group) / scale for group in groups]
-    return [target.param.grad for target in targets], factors
-
-
-def step_pulls(
-    targets: Sequence[Target], optimizer: Optimizer, groups: Sequence[Group], before: BeforeStep
-) -> tuple[list[Tensor | None], list[float | Tensor]]:
-    """The steps taken, after the step.
-
-    Args:
-        targets: the K penalized parameters.
-        optimizer: the optimizer.
-        groups: the parameter group of each.
-        before: with a copy of the weights.
-
-    Returns:
-        K differences of weights, None where there was no gradient, and K factors: 1 / effective step size.
-    """
-    moved = zip(before.weights, targets, before.has_gradient, strict=True)
-    pulls = [weight - target.param.detach() if has_gradient else None for weight, target, has_gradient in moved]
-    return pulls, [1 / _away_from_0(effective_step_size(optimizer, group)) for group in groups]
 
 
 def _away_from_0(step_size: float | Tensor) -> float | Tensor:

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from strongreg.counts import StepCounts
+from strongreg.decision import BeforeStep, Decision
 from strongreg.groups import Target
+from strongreg.scalars import as_scalars, namespace, per_tensor
 
 
 class ZeroMasks:
@@ -22,6 +25,44 @@ class ZeroMasks:
 
     def __init__(self, num_targets: int) -> None:
         self._masks: list[Tensor | None] = [None] * num_targets
+
+    def look(
+        self,
+        targets: Sequence[Target],
+        before: BeforeStep,
+        decision: Decision,
+        counts: StepCounts,
+        start: float,
+        *,
+        has_begun: bool,
+    ) -> list[Tensor]:
+        """Remember the zeros for a refit to come, or tell which it freezes.
+
+        Args:
+            targets: the K penalized parameters.
+            before: what was known before the step.
+            decision: what was decided.
+            counts: of the steps before it.
+            start: the step from which on the refit goes.
+            has_begun: whether it has, as far as the host knows.
+
+        Returns:
+            What is to be set to zero after the step, one boolean tensor for each; empty before the refit.
+        """
+        step, last_open = as_scalars(counts.step), as_scalars(counts.last_open)
+        devices = [target.param.device for target in targets]
+        frozen: list[Tensor] = []
+        if has_begun:
+            # zeros that the penalty had no part in stay free, unless there was no step at which it might have had one
+            able = torch.tensor([t.penalty.strength > 0 for t in targets]) if start == 0 else counts.num_open > 0
+            freeze = per_tensor((step >= start) & as_scalars(able.to(counts.step.device)), devices)
+            frozen = [mask & flag for mask, flag in zip(self.frozen(before.weights), freeze, strict=True)]
+        if not has_begun or isinstance(step, Tensor):
+            # a step that a GradScaler skips on the device moves no zeros: count it as another open one
+            unmoved = decision.skipped | (step >= start)
+            opened = namespace(step).where(unmoved, last_open, decision.opened)
+            self.before_step(before.weights, per_tensor(last_open, devices), per_tensor(opened, devices))
+        return frozen
 
     def before_step(
         self, weights: Sequence[Tensor], was_open: Sequence[bool | Tensor], is_open: Sequence[bool | Tensor]

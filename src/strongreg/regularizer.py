@@ -6,7 +6,6 @@ import dataclasses
 import math
 import sys
 import weakref
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,12 +15,13 @@ from torch.optim import LBFGS, Optimizer
 from strongreg.checkpoint import Progress, check_key, check_neighbours, read_progress, warn_of_changes
 from strongreg.collapse import CollapseWatch
 from strongreg.counts import StepCounts
-from strongreg.decision import BeforeStep, Decision, decide, history_record, measure, nothing_decided
+from strongreg.decision import BeforeStep, Decision, decide, history_record, nothing_decided
 from strongreg.devices import Constants, reading_is_free
 from strongreg.gates import CoherenceGate, Gate
-from strongreg.groups import PenaltySpec, relative_strengths, select_targets
+from strongreg.groups import PenaltySpec, Target, relative_strengths, select_targets
 from strongreg.history import History
-from strongreg.imposition import add_gradients, check_strengths, shrink, warn_of_lost_shrinkage, weighted_value
+from strongreg.imposition import add_gradients, check_strengths, warn_of_lost_shrinkage, weighted_value
+from strongreg.kernels import Passes
 from strongreg.optimizers import (
     GroupIndex,
     StepArguments,
@@ -36,8 +36,9 @@ from strongreg.optimizers import (
     with_closure,
 )
 from strongreg.precision import scalar_dtype
-from strongreg.pull import gradient_pulls, look_before_step, step_pulls
+from strongreg.pull import look_before_step, products_of_step
 from strongreg.refit import ZeroMasks
+from strongreg.scalars import as_scalars, as_tensor, namespace, per_tensor
 from strongreg.schedules import Constant, Schedule
 from strongreg.settings import CoherenceOf, Mode, Settings, StrengthScale
 from strongreg.summary import Summary
@@ -132,9 +133,8 @@ class Regularizer:
         self._frozen: list[Tensor] = []
         self._num_calls = 0  # on the host: the number of steps, or more if a GradScaler made the device skip some
         self._loaded: Progress | None = None
-        self.targets = select_targets(model, penalty)
+        self._set_targets(select_targets(model, penalty))
         self.history = History([t.name for t in self.targets], history_every)
-        self._index = GroupIndex(self.targets)
         self._scales: list[float] | None = None
         self._counts = StepCounts(len(self.targets))
         self._zero_masks = ZeroMasks(len(self.targets))
@@ -145,11 +145,14 @@ class Regularizer:
         self.gate, self.schedule, self.mode = settings.gate, settings.schedule, settings.mode
         self.strength_scale, self.coherence_of = settings.strength_scale, settings.coherence_of
 
+    def _set_targets(self, targets: list[Target]) -> None:
+        self.targets = targets
+        self._index, self._passes = GroupIndex(targets), Passes(targets)
+
     def _keep(self, rows: list[int]) -> None:
         """Leave out the targets that an optimizer does not hold; what is known of the others stays."""
         if len(rows) < len(self.targets):
-            self.targets = [self.targets[i] for i in rows]
-            self._index = GroupIndex(self.targets)
+            self._set_targets([self.targets[i] for i in rows])
             self.history, self._counts = self.history.select(rows), self._counts.select(rows)
             self._zero_masks = self._zero_masks.select(rows)
 
@@ -304,7 +307,8 @@ class Regularizer:
         self.targets = [t for t in self.targets if t.name in kept]
         before = self._progress().hyperparameters()
         self._set_settings(progress.settings)
-        self.targets, self._index, self.history = progress.targets, GroupIndex(progress.targets), progress.history
+        self._set_targets(progress.targets)
+        self.history = progress.history
         if progress.scales is not None or self._scales is None:
             self._scales = progress.scales
         elif not scales_fit:  # saved before the first attachment, while this object has had its own
@@ -324,6 +328,7 @@ class Regularizer:
             "_decision": None,
             "_frozen": [],
             "_loaded": None,
+            "_passes": Passes(self.targets),
         }
 
     def _save_into(self, _optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
@@ -372,13 +377,17 @@ class Regularizer:
         Returns what LBFGS has to add to the loss in gradient mode, otherwise None.
         """
         if self._before is None:
-            device, copy = self.targets[0].param.device, self._decides_after_step(optimizer)
-            self._before = look_before_step(self.targets, optimizer, device, copy=copy)
-            if not self._decides_after_step(optimizer):
+            device, after = self.targets[0].param.device, self._decides_after_step(optimizer)
+            wanted = self._is_penalized or self.history.wants(self._num_calls_or_steps)
+            groups = self._index.groups(optimizer)
+            self._before = look_before_step(
+                self.targets, self._passes, optimizer, groups, device, products=wanted and not after, copy=after
+            )
+            if not after:
                 self._decision = self._decide(optimizer, self._before)
         if self.mode == "proximal" or self._decision is None:
             return None
-        multipliers = self._per_target(self._decision.multipliers)
+        multipliers = per_tensor(self._decision.multipliers, self._devices)
         signs = [gradient_sign(group) for group in self._index.groups(optimizer)]
         add_gradients(self.targets, multipliers, signs, loss_scale(optimizer))
         return weighted_value(self.targets, multipliers) if isinstance(optimizer, LBFGS) else None
@@ -393,81 +402,70 @@ class Regularizer:
         if decision is None:
             decision = self._decide(optimizer, before)
         if self.mode == "proximal":
-            parts = zip(
-                self.targets, self._per_target(decision.multipliers), self._index.groups(optimizer), strict=True
-            )
-            for (target, multiplier, group), has_gradient in zip(parts, before.has_gradient, strict=True):
-                if has_gradient:
-                    shrink(target, multiplier, effective_step_size(optimizer, group))
+            groups = zip(self._index.groups(optimizer), before.has_gradient, strict=True)
+            steps = [effective_step_size(optimizer, group) if has_gradient else 0.0 for group, has_gradient in groups]
+            self._passes.shrink(per_tensor(decision.multipliers, self._devices), steps)
         for target, mask in zip(self.targets, self._frozen, strict=bool(self._frozen)):
             target.param.masked_fill_(mask, 0.0)
         self._frozen = []
         self._count(decision)
 
+    @property
+    def _is_penalized(self) -> bool:
+        return any(target.penalty.strength > 0 for target in self.targets)
+
     def _decides_after_step(self, optimizer: Optimizer) -> bool:
+        if not self._is_penalized:
+            return False  # there is nothing that could turn the step
         if self.coherence_of == "auto":
             return self.mode == "proximal" and not follows_gradient(optimizer)
         return self.coherence_of == "step"
 
     def _decide(self, optimizer: Optimizer, before: BeforeStep) -> Decision:
         """Measure and decide; the weights are still those before the step, or ``before`` holds a copy of them."""
-        device = before.gradient_sq.device
+        device = self.targets[0].param.device
         self._counts.to(device)
         step = self._counts.step
-        allowed = self._constant(before.has_gradient, torch.bool, device) & (step < self.schedule.refit_start)
-        wanted = self.history.wants(self._num_calls_or_steps)
-        if not wanted and all(t.penalty.strength == 0 for t in self.targets):
-            return nothing_decided(before, allowed)
-        groups = self._index.groups(optimizer)
+        has_gradient = as_scalars(self._constant(before.has_gradient, torch.bool, device))
+        allowed = has_gradient & (as_scalars(step) < self.schedule.refit_start)
+        products = before.products
         if self._decides_after_step(optimizer):
-            (pulls, factors), pull_sq = step_pulls(self.targets, optimizer, groups, before), None
-        else:
-            (pulls, factors), pull_sq = gradient_pulls(self.targets, optimizer, groups), before.gradient_sq
-        measured = measure(self.targets, pulls, factors, before.weights, device, pull_sq)
+            groups = self._index.groups(optimizer)
+            products = products_of_step(self.targets, self._passes, optimizer, groups, before, device)
+        if products is None:
+            return nothing_decided(before, allowed)
         # a penalty of strength 0 does not act, as at a schedule of 0: not even the sign of a zero changes
         scales = [s if t.penalty.strength > 0 else 0.0 for t, s in zip(self.targets, self._scales or (), strict=True)]
-        multipliers = self.schedule.factor(step) * self._constant(scales, scalar_dtype(device), device)
-        decision, by_layer, overall = decide(before, measured, multipliers, self.gate, step, allowed)
-        if wanted:
-            num_weights = self._constant([t.param.numel() for t in self.targets], torch.int64, device)
-            record = history_record(before, measured, multipliers, decision.opened, (by_layer, overall), num_weights)
+        factor = as_scalars(self.schedule.factor(step))
+        multipliers = factor * as_scalars(self._constant(scales, scalar_dtype(device), device))
+        decision, measured = decide(before, products, multipliers, self.gate, step, allowed)
+        if self.history.wants(self._num_calls_or_steps):
+            num_weights = as_scalars(self._constant([t.param.numel() for t in self.targets], torch.int64, device))
+            record = history_record(before, measured, decision.opened, num_weights)
             decision = dataclasses.replace(decision, record=record)
-        self._note_zeros(before, decision)
-        return decision
-
-    def _note_zeros(self, before: BeforeStep, decision: Decision) -> None:
-        """Remember the zeros for a refit to come, or freeze them in one."""
         start = self.schedule.refit_start
-        if start == math.inf:
-            return
-        step, last_open = self._counts.step, self._counts.last_open
-        has_begun = self._num_calls_or_steps >= start
-        if has_begun:
-            # zeros that the penalty had no part in stay free, unless there was no step at which it might have had one
-            able = [t.penalty.strength > 0 for t in self.targets]
-            acted = self._counts.num_open > 0 if start > 0 else self._constant(able, torch.bool, step.device)
-            masks = self._zero_masks.frozen(before.weights)
-            freeze = self._per_target((step >= start) & acted)
-            self._frozen = [mask & flag for mask, flag in zip(masks, freeze, strict=True)]
-        if not has_begun or not self._reading_is_free:
-            # a step that a GradScaler skips on the device moves no zeros: count it as another open one
-            opened = torch.where(decision.skipped | (step >= start), last_open, decision.opened)
-            self._zero_masks.before_step(before.weights, self._per_target(last_open), self._per_target(opened))
-
-    def _per_target(self, values: Tensor) -> Sequence[Any]:
-        """The values as numbers on the CPU, where reading them is free, and as tensors elsewhere."""
-        if self._reading_is_free:
-            return list(values.tolist())
-        return [value.to(t.param.device) for t, value in zip(self.targets, values.unbind(), strict=True)]
+        if start != math.inf:
+            has_begun = self._num_calls_or_steps >= start
+            self._frozen = self._zero_masks.look(
+                self.targets, before, decision, self._counts, start, has_begun=has_begun
+            )
+        return decision
 
     def _count(self, decision: Decision) -> None:
         if decision.record is not None:
-            self.history.append(decision.record, torch.where(decision.skipped, -1, self._counts.step))
+            step = as_scalars(self._counts.step)
+            self.history.append(
+                as_tensor(decision.record), as_tensor(namespace(step).where(decision.skipped, -1, step))
+            )
             self._watch.look(self.history)
         self._counts.count(decision)
         self._num_calls += 1
         if self._reading_is_free or self._num_calls % _NONFINITE_CHECK_STEPS == 0:
             self._counts.warn_once_of_nonfinite()
+
+    @property
+    def _devices(self) -> list[torch.device]:
+        return [target.param.device for target in self.targets]
 
     @property
     def _num_calls_or_steps(self) -> int:

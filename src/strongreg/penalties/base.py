@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from strongreg.penalties.terms import Terms
 from strongreg.precision import at_least_float32
 from strongreg.validation import check_number
 
@@ -72,6 +73,20 @@ class Penalty(abc.ABC):
         """
         del dim
         return self
+
+    def terms(self, shape: torch.Size) -> Terms | None:
+        """This penalty at strength 1 as terms that the fast passes know (:mod:`strongreg.kernels`).
+
+        A class that defines its own ``subgradient`` or ``prox`` and not this goes through its own methods.
+
+        Args:
+            shape: shape of the weights.
+
+        Returns:
+            The terms, or None where there are none: then the penalty's methods are called, tensor by tensor.
+        """
+        del shape
+        return None
 
     def check_shape(self, shape: torch.Size) -> None:  # noqa: B027 - most penalties take every shape
         """Check that this penalty fits tensors of a shape.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from strongreg.penalties.base import Penalty, distance_to_interval, largest, sign, soft_threshold
+from strongreg.penalties.terms import Terms
 from strongreg.precision import at_least_float32, scalar_dtype
 from strongreg.validation import check_number
 
@@ -59,6 +60,12 @@ class GroupL2(Penalty):
     def check_shape(self, shape: torch.Size) -> None:
         """See :meth:`Penalty.check_shape`."""
         _reduced_dims(shape, self.dim)
+
+    def terms(self, shape: torch.Size) -> Terms | None:
+        """See :meth:`Penalty.terms`."""
+        if not _is_along_rows(shape, self.dim):
+            return None
+        return Terms(group=_group_weight(shape, self.dim, self.weight_by_size))
 
     def value(self, w: Tensor) -> Tensor:
         """See :meth:`Penalty.value`."""
@@ -127,6 +134,13 @@ class SparseGroup(Penalty):
     def check_shape(self, shape: torch.Size) -> None:
         """See :meth:`Penalty.check_shape`."""
         _reduced_dims(shape, self.dim)
+
+    def terms(self, shape: torch.Size) -> Terms | None:
+        """See :meth:`Penalty.terms`."""
+        if not _is_along_rows(shape, self.dim):
+            return None
+        weight = _group_weight(shape, self.dim, self.weight_by_size)
+        return Terms(l1=self.l1_ratio, group=(1 - self.l1_ratio) * weight)
 
     def value(self, w: Tensor) -> Tensor:
         """See :meth:`Penalty.value`."""
@@ -199,6 +213,11 @@ def _reduced_dims(shape: torch.Size, dim: int | tuple[int, ...] | None) -> list[
         )
     numbering = {d % num_dims for d in dims}
     return [d for d in range(num_dims) if d not in numbering]
+
+
+def _is_along_rows(shape: torch.Size, dim: int | tuple[int, ...] | None) -> bool:
+    """Whether dimension 0, and it alone, numbers groups of several weights."""
+    return len(shape) > 1 and _reduced_dims(shape, dim) == list(range(1, len(shape)))
 
 
 def _group_norms(w: Tensor, dim: int | tuple[int, ...] | None) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from strongreg.penalties.base import Penalty, distance_to_interval, largest, sign, soft_threshold
+from strongreg.penalties.terms import Terms
 from strongreg.precision import at_least_float32
 from strongreg.validation import check_number
 
@@ -30,6 +31,11 @@ class L1(Penalty):
         >>> strongreg.L1(0.5).prox(torch.tensor([2.0, -0.25, 0.0]), step=1.0)
         tensor([1.5000, 0.0000, 0.0000])
     """
+
+    def terms(self, shape: torch.Size) -> Terms:
+        """See :meth:`Penalty.terms`."""
+        del shape
+        return Terms(l1=1.0)
 
     def value(self, w: Tensor) -> Tensor:
         """See :meth:`Penalty.value`."""
@@ -75,6 +81,11 @@ class L2(Penalty):
     def has_exact_zeros(self) -> bool:
         """Always False: shrinking by a factor never reaches 0."""
         return False
+
+    def terms(self, shape: torch.Size) -> Terms:
+        """See :meth:`Penalty.terms`."""
+        del shape
+        return Terms(l2=1.0)
 
     def value(self, w: Tensor) -> Tensor:
         """See :meth:`Penalty.value`."""
@@ -128,6 +139,11 @@ class ElasticNet(Penalty):
     def has_exact_zeros(self) -> bool:
         """True unless ``l1_ratio`` is 0."""
         return self.l1_ratio > 0
+
+    def terms(self, shape: torch.Size) -> Terms:
+        """See :meth:`Penalty.terms`."""
+        del shape
+        return Terms(l1=self.l1_ratio, l2=1 - self.l1_ratio)
 
     def value(self, w: Tensor) -> Tensor:
         """See :meth:`Penalty.value`."""
@@ -186,6 +202,11 @@ class MCP(Penalty):
         """Check the hyper-parameters."""
         super().__post_init__()
         check_number(self, "cutoff", minimum=0.0, exclusive=True)
+
+    def terms(self, shape: torch.Size) -> Terms:
+        """See :meth:`Penalty.terms`."""
+        del shape
+        return Terms(l1=1.0, cutoff=self.cutoff)
 
     def value(self, w: Tensor) -> Tensor:
         """See :meth:`Penalty.value`."""

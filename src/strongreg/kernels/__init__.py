@@ -1,0 +1,10 @@
+"""The two passes of a step over weights and gradients: the inner products, and the proximal step.
+
+``passes`` hands each parameter to the fastest way that takes it: ``compiled`` (CPU, numba), ``blocks`` (CPU, torch),
+``reference`` (everything).
+"""
+
+from strongreg.kernels.passes import Passes as Passes
+from strongreg.kernels.passes import size_of_all as size_of_all
+
+__all__ = ["Passes", "size_of_all"]

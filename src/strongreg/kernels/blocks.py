@@ -1,0 +1,100 @@
+"""The passes on the CPU by torch's own operations, in blocks that stay in the cache: for every dtype and penalty."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from strongreg.coherence import is_safe_square, squared_norm
+from strongreg.groups import Target
+from strongreg.kernels import reference
+from strongreg.kernels.layout import is_dense, is_plain, known_terms, laid_out_as
+from strongreg.precision import at_least_float32
+
+_BLOCK = 65536  # entries: what is computed of a block is still in the second-level cache when it is used
+
+
+class BlockedPasses:
+    """The passes over tensors of any dtype; a penalty whose terms are not known takes a tensor as one block.
+
+    Args:
+        targets: n penalized parameters, all of which :meth:`accepts` takes.
+    """
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self._penalties = [target.penalty for target in targets]
+        self._terms = [known_terms(target) for target in targets]
+
+    @staticmethod
+    def accepts(target: Target) -> bool:
+        """Whether a parameter can be worked on.
+
+        Args:
+            target: the penalized parameter.
+
+        Returns:
+            True for every plain tensor on the CPU.
+        """
+        return is_plain(target.param) and target.param.device.type == "cpu"
+
+    def products(
+        self, pulls: Sequence[Tensor | None], minus: Sequence[Tensor | None], weights: Sequence[Tensor]
+    ) -> Tensor:
+        """See :meth:`strongreg.kernels.reference.ReferencePasses.products`."""
+        sums = [self._sums(i, *each) for i, each in enumerate(zip(pulls, minus, weights, strict=True))]
+        return torch.stack(sums)
+
+    def squares(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """See :meth:`strongreg.kernels.reference.ReferencePasses.squares`."""
+        squares = [torch.zeros((), dtype=torch.float64) if each is None else _square(each) for each in tensors]
+        return torch.stack(squares)
+
+    def shrink(
+        self, weights: Sequence[Tensor], factors: Sequence[float | Tensor], step_sizes: Sequence[float | Tensor]
+    ) -> None:
+        """See :meth:`strongreg.kernels.reference.ReferencePasses.shrink`."""
+        for i, (weight, factor, step_size) in enumerate(zip(weights, factors, step_sizes, strict=True)):
+            step = float(factor) * float(step_size)
+            if step > 0:
+                for block in self._blocks(i, weight):
+                    block.copy_(self._penalties[i].prox(block, step))
+
+    def _sums(self, i: int, pull: Tensor | None, minus: Tensor | None, weight: Tensor) -> Tensor:
+        blocks = self._blocks(i, weight)
+        if pull is None:
+            return torch.stack([*[torch.zeros((), dtype=torch.float64)] * 3, _square(weight)])
+        pulls = self._blocks(i, laid_out_as(weight, pull))
+        others = [None] * len(blocks) if minus is None else self._blocks(i, laid_out_as(weight, minus))
+        parts = []
+        for block, moved, other in zip(blocks, pulls, others, strict=True):
+            w = at_least_float32(block)
+            p = _flat(moved) if other is None else _flat(moved) - _flat(other)
+            r, w = _flat(self._penalties[i].subgradient(w)), _flat(w)
+            parts += [torch.dot(p, p), torch.dot(p, r), torch.dot(r, r), torch.dot(w, w)]
+        sums = torch.stack(parts).double().reshape(-1, 4).sum(dim=0)
+        if is_safe_square(sums[0]) and is_safe_square(sums[2]) and is_safe_square(sums[3]):
+            return sums
+        return reference.sums(self._penalties[i], pull, minus, weight)
+
+    def _blocks(self, i: int, tensor: Tensor) -> list[Tensor]:
+        """Views of parts of a tensor that the penalty treats on their own, in the order of the memory."""
+        terms = self._terms[i]
+        if tensor.numel() <= _BLOCK or terms is None:
+            return [tensor]
+        if terms.group:
+            return list(tensor.split(max(_BLOCK * len(tensor) // tensor.numel(), 1)))
+        if is_dense(tensor):
+            return list(tensor.as_strided((tensor.numel(),), (1,)).split(_BLOCK))
+        return [tensor]
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return at_least_float32(tensor.reshape(-1))
+
+
+def _square(tensor: Tensor) -> Tensor:
+    flat = _flat(tensor)
+    square = torch.stack([torch.dot(block, block) for block in flat.split(_BLOCK)]).double().sum()
+    return square if is_safe_square(square) else squared_norm(tensor)

@@ -1,0 +1,182 @@
+"""The passes on the CPU by loops that numba compiles: one call for all tensors, one look at the memory each."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from strongreg.groups import Target
+from strongreg.kernels.layout import is_dense, is_plain, known_terms, laid_out_as
+from strongreg.penalties.terms import Terms
+
+_PIECE = 65536  # entries; the sums do not depend on the number of threads
+_WORTH_A_THREAD = 2**19  # entries
+_NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
+_UNITS = {dtype: np.array([1, np.finfo(number).max], dtype=number) for dtype, number in _NUMPY.items()}
+
+
+@functools.cache
+def _loops() -> Any:
+    """The compiled loops, or None where numba is not there, does not fit, or is not wanted."""
+    if os.environ.get("STRONGREG_COMPILED") == "0" or importlib.util.find_spec("numba") is None:
+        return None
+    try:
+        return importlib.import_module("strongreg.kernels.compiled_loops")
+    except (ImportError, AttributeError, OSError):  # a numba that does not fit the installed numpy or Python
+        return None
+
+
+@functools.cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="strongreg")
+
+
+if hasattr(os, "register_at_fork"):  # a forked process has none of its parent's threads
+    os.register_at_fork(after_in_child=_threads.cache_clear)
+
+
+class CompiledPasses:
+    """The passes over tensors of one dtype.
+
+    Args:
+        targets: n penalized parameters of one dtype, all of which :meth:`accepts` takes.
+    """
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self._loops = _loops()
+        self._units = _UNITS[targets[0].param.dtype]
+        self._targets = targets
+        terms = [known_terms(target) or Terms() for target in targets]
+        self._terms = np.array([(t.l1, t.l2, t.cutoff, t.group) for t in terms], dtype=np.float64)
+        self._strengths = np.array([target.penalty.strength for target in targets], dtype=np.float64)
+        self._by_strength = self._strengths[:, None] ** np.array([0, 1, 2, 0])
+        sizes = [target.param.numel() for target in targets]
+        rows = [
+            size // len(target.param) if each.group and size else 1
+            for target, each, size in zip(targets, terms, sizes, strict=True)
+        ]
+        self._row = np.array(rows, dtype=np.int64)
+        pieces = [
+            (k, begin, min(length, size - begin))
+            for k, (size, row) in enumerate(zip(sizes, rows, strict=True))
+            for length in [max(_PIECE // row, 1) * row]
+            for begin in range(0, size, length)
+        ]
+        # the last tensors first: what an optimizer takes first is then still in the cache, and what it took last
+        self._pieces = np.array(pieces[::-1], dtype=np.int64).reshape(-1, 3)
+        self._num_entries = sum(sizes)
+
+    @staticmethod
+    def accepts(target: Target) -> bool:
+        """Whether a parameter can be worked on.
+
+        Args:
+            target: the penalized parameter.
+
+        Returns:
+            True for dense float32 and float64 on the CPU under a penalty whose terms are known, where numba is there.
+        """
+        param = target.param
+        if param.device.type != "cpu" or param.dtype not in _NUMPY or not is_plain(param) or not is_dense(param):
+            return False
+        return known_terms(target) is not None and _loops() is not None
+
+    def products(
+        self, pulls: Sequence[Tensor | None], minus: Sequence[Tensor | None], weights: Sequence[Tensor]
+    ) -> Tensor:
+        """See :meth:`strongreg.kernels.reference.ReferencePasses.products`."""
+        pulls, minus = _fitting(weights, pulls), _fitting(weights, minus)
+        at = np.array([_addresses(weights), _addresses(pulls), _addresses(minus)], dtype=np.int64).T.copy()
+        sums = self._products(at)
+        sums *= self._by_strength
+        if any(pull is None for pull in pulls):
+            sums[[pull is None for pull in pulls], :3] = 0
+        return torch.from_numpy(sums)
+
+    def squares(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """See :meth:`strongreg.kernels.reference.ReferencePasses.squares`."""
+        params = [target.param for target in self._targets]
+        fitting = _fitting(params, tensors)
+        at = np.zeros((len(params), 3), dtype=np.int64)
+        at[:, 0] = _addresses([param if each is None else each for param, each in zip(params, fitting, strict=True)])
+        squares = self._products(at)[:, 3]
+        squares[[each is None for each in fitting]] = 0
+        return torch.from_numpy(squares)
+
+    def shrink(
+        self, weights: Sequence[Tensor], factors: Sequence[float | Tensor], step_sizes: Sequence[float | Tensor]
+    ) -> None:
+        """See :meth:`strongreg.kernels.reference.ReferencePasses.shrink`."""
+        steps = [float(step_size) * float(factor) for factor, step_size in zip(factors, step_sizes, strict=True)]
+        thresholds = np.array(steps) * self._strengths
+        at = np.array(_addresses(weights), dtype=np.int64)
+
+        def work(first: int, last: int) -> None:
+            self._loops.shrink(first, last, self._pieces, at, self._row, self._terms, thresholds, self._units)
+
+        self._in_threads(work)
+        torch.autograd.graph.increment_version([w for w, t in zip(weights, thresholds, strict=True) if t > 0])
+
+    def _products(self, at: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """The sums of each tensor at strength 1, shape (n, 4); ``at``: addresses of weights, pulls, minus, shape (n, 3)."""
+        by_piece = np.empty((len(self._pieces), 4))
+
+        def work(first: int, last: int) -> None:
+            self._loops.products(first, last, self._pieces, at, self._row, self._terms, self._units, by_piece)
+
+        self._in_threads(work)
+        sums = np.zeros((len(at), 4))
+        np.add.at(sums, self._pieces[:, 0], by_piece)
+        return sums
+
+    def _in_threads(self, work: Callable[[int, int], None]) -> None:
+        """Share the pieces among as many threads as torch uses, where that is worth it."""
+        num_pieces = len(self._pieces)
+        count = min(torch.get_num_threads(), self._num_entries // _WORTH_A_THREAD, num_pieces)
+        if count <= 1:
+            work(0, num_pieces)
+            return
+        ends = [num_pieces * i // count for i in range(count + 1)]
+        others = [_threads(count - 1).submit(work, *span) for span in zip(ends[1:], ends[2:], strict=False)]
+        work(0, ends[1])
+        for other in others:
+            other.result()
+
+
+def square_of_all(tensors: Sequence[Tensor]) -> float | None:
+    """The sum of the squares of all entries of some tensors.
+
+    Args:
+        tensors: any number of any shape.
+
+    Returns:
+        The sum; None where it cannot be had by this way.
+    """
+    loops = _loops()
+    if loops is None or any(each.dtype not in _NUMPY or not is_dense(each) for each in tensors):
+        return None
+    total = 0.0
+    for dtype in {each.dtype for each in tensors}:
+        chosen = [each for each in tensors if each.dtype == dtype]
+        lengths = np.array([each.numel() for each in chosen], dtype=np.int64)
+        total += loops.square_of_all(np.array(_addresses(chosen), dtype=np.int64), lengths, _UNITS[dtype])
+    return total
+
+
+def _fitting(weights: Sequence[Tensor], others: Sequence[Tensor | None]) -> list[Tensor | None]:
+    pairs = zip(weights, others, strict=True)
+    return [None if other is None else laid_out_as(weight, other) for weight, other in pairs]
+
+
+def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]

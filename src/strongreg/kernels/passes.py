@@ -1,0 +1,140 @@
+"""The two passes of a step over all penalized tensors, each by the fastest way that takes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from strongreg.devices import reading_is_free
+from strongreg.groups import Target
+from strongreg.kernels.blocks import BlockedPasses
+from strongreg.kernels.compiled import CompiledPasses, square_of_all
+from strongreg.kernels.reference import ReferencePasses
+from strongreg.precision import scalar_dtype
+from strongreg.scalars import Scalars, as_scalars
+
+_Entry = TypeVar("_Entry")
+_Way = CompiledPasses | BlockedPasses | ReferencePasses
+_WAYS: tuple[type[_Way], ...] = (CompiledPasses, BlockedPasses, ReferencePasses)
+
+
+class Passes:
+    """The passes over the penalized tensors of a network, whatever their devices and dtypes.
+
+    Args:
+        targets: the K penalized parameters.
+    """
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self._targets = targets
+        self._seen: list[tuple[torch.device, torch.dtype, tuple[int, ...]]] = []
+        self._parts: list[tuple[list[int], _Way]] = []
+
+    def products(
+        self,
+        pulls: Sequence[Tensor | None],
+        weights: Sequence[Tensor],
+        device: torch.device,
+        minus: Sequence[Tensor | None] | None = None,
+    ) -> Tensor:
+        """Inner products at full strength.
+
+        Args:
+            pulls: what moves each tensor apart from the penalty, K tensors; None counts as zeros, the penalty gradient
+                too.
+            weights: where to take the penalty gradients, K tensors.
+            device: where to gather the numbers.
+            minus: what is to be subtracted from each pull, K tensors.
+
+        Returns:
+            Shape (K, 4), float64 where the device has it: of pull and pull, pull and penalty gradient, penalty gradient
+            and itself, weights and themselves.
+        """
+        others = [None] * len(pulls) if minus is None else minus
+        parts = [
+            (rows, way.products(_at(pulls, rows), _at(others, rows), _at(weights, rows)))
+            for rows, way in self._current()
+        ]
+        return _gather(parts, len(pulls), device)
+
+    def squares(self, tensors: Sequence[Tensor | None], device: torch.device) -> Tensor:
+        """Squared norms.
+
+        Args:
+            tensors: K tensors of the shapes of the parameters; None counts as zeros.
+            device: where to gather the numbers.
+
+        Returns:
+            Shape (K,), float64 where the device has it.
+        """
+        parts = [(rows, way.squares(_at(tensors, rows))) for rows, way in self._current()]
+        return _gather(parts, len(tensors), device)
+
+    def shrink(self, factors: Sequence[float | Tensor], step_sizes: Sequence[float | Tensor]) -> None:
+        """The proximal step of every parameter, in place.
+
+        Args:
+            factors: factor on the strength of each, K entries; at 0 no bit changes. Numbers, or 0-d tensors where the
+                host does not know whether the gate is open.
+            step_sizes: effective step size for each, K entries.
+        """
+        weights = [target.param.detach() for target in self._targets]
+        for rows, way in self._current():
+            way.shrink(_at(weights, rows), _at(factors, rows), _at(step_sizes, rows))
+
+    def _current(self) -> list[tuple[list[int], _Way]]:
+        """The ways for the parameters as they are now: a network may have been moved or converted."""
+        seen = [(t.param.device, t.param.dtype, t.param.stride()) for t in self._targets]
+        if seen != self._seen:
+            parts: dict[tuple[type[_Way], torch.device, torch.dtype], list[int]] = {}
+            for i, target in enumerate(self._targets):
+                kind = next(way for way in _WAYS if way.accepts(target))
+                parts.setdefault((kind, target.param.device, target.param.dtype), []).append(i)
+            self._parts = [(rows, kind([self._targets[i] for i in rows])) for (kind, _, _), rows in parts.items()]
+            self._seen = seen
+        return self._parts
+
+
+def _at(entries: Sequence[_Entry], rows: list[int]) -> Sequence[_Entry]:
+    return entries if len(rows) == len(entries) else [entries[i] for i in rows]
+
+
+def _gather(parts: list[tuple[list[int], Tensor]], count: int, device: torch.device) -> Tensor:
+    """The rows of all parts in the order of the parameters."""
+    dtype = scalar_dtype(device)
+    if len(parts) == 1:
+        return parts[0][1].to(device=device, dtype=dtype)
+    gathered = torch.empty((count, *parts[0][1].shape[1:]), dtype=dtype, device=device)
+    for rows, numbers in parts:
+        # a slice or a list of numbers would be sent to an accelerator at each step
+        for row, number in zip(rows, numbers.to(device=device, dtype=dtype).unbind(), strict=True):
+            gathered[row] = number
+    return gathered
+
+
+def size_of_all(tensors: Sequence[Tensor], device: torch.device) -> Scalars:
+    """A norm of all entries of some tensors, to tell whether they are finite or 0.
+
+    Args:
+        tensors: any number, none of them empty.
+        device: where to put the answer.
+
+    Returns:
+        0-d: finite if and only if all entries are, 0 if and only if all are.
+    """
+    if not tensors:
+        return as_scalars(torch.zeros((), device=device))
+    if all(reading_is_free(tensor.device) for tensor in tensors):
+        size = square_of_all(tensors)
+        if size is not None:
+            return as_scalars(torch.tensor(size, dtype=torch.float64).to(device))
+        norm: Tensor = get_total_norm(tensors, 2.0, foreach=True)  # a tenth of the time of the largest entry
+        if torch.isfinite(norm) and norm > 0:
+            return as_scalars(norm.to(device))
+    # the largest entry, which cannot overflow or underflow as a sum of squares can
+    return as_scalars(get_total_norm(tensors, math.inf).to(device))

@@ -1,0 +1,70 @@
+"""The few numbers that decide, one per tensor: numpy arrays on the host, tensors on an accelerator.
+
+On an accelerator the host does not wait for them. On the host numpy takes a fifth of torch's time for so few. Both have
+the methods and functions that are used here, under the same names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from strongreg.devices import reading_is_free
+
+Scalars = Any
+"""A numpy array, a numpy number or a tensor."""
+
+
+def namespace(scalars: Scalars) -> Any:
+    """Where the functions for such numbers are.
+
+    Args:
+        scalars: the numbers.
+
+    Returns:
+        The module torch or numpy.
+    """
+    return torch if isinstance(scalars, Tensor) else np
+
+
+def as_scalars(tensor: Tensor) -> Scalars:
+    """The numbers of a tensor.
+
+    Args:
+        tensor: any shape.
+
+    Returns:
+        A numpy array over the same memory where the host can look, otherwise the tensor itself.
+    """
+    return tensor.numpy() if reading_is_free(tensor.device) else tensor
+
+
+def as_tensor(scalars: Scalars) -> Tensor:
+    """The numbers as a tensor.
+
+    Args:
+        scalars: the numbers.
+
+    Returns:
+        A tensor, over the same memory where there is an array.
+    """
+    return scalars if isinstance(scalars, Tensor) else torch.from_numpy(np.asarray(scalars))
+
+
+def per_tensor(scalars: Scalars, devices: Sequence[torch.device]) -> list[Any]:
+    """The numbers one by one.
+
+    Args:
+        scalars: K numbers.
+        devices: where each is needed, K entries.
+
+    Returns:
+        Numbers of Python where they are on the host, otherwise 0-d tensors on those devices.
+    """
+    if not isinstance(scalars, Tensor):
+        return list(scalars.tolist())
+    return [scalar.to(device) for scalar, device in zip(scalars.unbind(), devices, strict=True)]
