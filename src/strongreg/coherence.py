@@ -100,8 +100,8 @@ def coherence(gradient_sq: Scalars, cross: Scalars, penalty_sq: Scalars) -> Scal
         aligned = gradient_sq + cross
         # rounding can push |g + lambda r|^2 below 0 when the two cancel
         total_sq = (aligned + cross + penalty_sq).clip(0)
-        cosine = (aligned / (xp.sqrt(gradient_sq) * xp.sqrt(total_sq))).clip(-1, 1)
-        cosine = xp.where((gradient_sq == 0) | (total_sq == 0), 0.0, cosine)
+        lengths = xp.sqrt(gradient_sq) * xp.sqrt(total_sq)
+        cosine = xp.where(lengths > 0, (aligned / lengths).clip(-1, 1), 0.0)
         cosine = xp.where(penalty_sq == 0, 1.0, cosine)
         # x * 0 is 0 for finite x and NaN otherwise
         return cosine + (aligned + penalty_sq) * 0

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from strongreg.coherence import coherence
 from strongreg.gates import Gate
-from strongreg.scalars import Scalars, as_scalars, as_tensor, namespace
+from strongreg.scalars import Scalars, as_scalars, as_tensor, namespace, stack
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,9 @@ def decide(
     """
     xp = namespace(products)
     with np.errstate(invalid="ignore", over="ignore"):
-        by_row = xp.stack([xp.ones_like(multipliers), multipliers, multipliers * multipliers])
-        products = products.T
-        products = xp.concatenate([products[:3] * by_row, products[3:]])
-        totals = products.sum(1)
-        products = xp.concatenate([products, totals[:, None]], 1)
+        pull_sq, cross, penalty_sq, weight_sq = products.T
+        rows = stack([pull_sq, cross * multipliers, penalty_sq * multipliers * multipliers, weight_sq])
+        products = xp.concatenate([rows, rows.sum(1)[:, None]], 1)
     coherences = coherence(products[0], products[1], products[2])
     deciding = coherences[:-1] if gate.decision_scope == "layer" else coherences[-1]
     # where weights, and with them the penalty's gradient, are not finite there is no coherence to decide by
@@ -118,8 +116,8 @@ def history_record(before: BeforeStep, measured: Scalars, opened: Scalars, num_w
     """
     xp = namespace(opened)
     coherences, _, penalty_sq, weight_sq = measured
+    with_totals = stack([opened * 1.0, before.gradient_sq])
     open_share = (opened * num_weights).sum() / num_weights.sum().clip(1)
-    share = xp.concatenate([opened * 1.0, open_share.reshape(1)])
-    gradient_sq = xp.concatenate([before.gradient_sq, before.gradient_sq.sum().reshape(1)])
-    squares = xp.stack([gradient_sq, penalty_sq, weight_sq])
-    return xp.concatenate([xp.stack([coherences, share]), xp.sqrt(squares)]).T
+    totals = stack([open_share, before.gradient_sq.sum()])
+    share, gradient_sq = xp.concatenate([with_totals, totals[:, None]], 1)
+    return stack([coherences, share, xp.sqrt(gradient_sq), xp.sqrt(penalty_sq), xp.sqrt(weight_sq)]).T

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from strongreg.devices import reading_is_free
+from strongreg.scalars import as_scalars
 
 Quantity = Literal["coherence", "open", "gradient_norm", "penalty_norm", "weight_norm"]
 QUANTITIES: tuple[Quantity, ...] = ("coherence", "open", "gradient_norm", "penalty_norm", "weight_norm")
@@ -147,8 +148,8 @@ class History:
             self.flush()
             self._block = torch.empty((_BLOCK_STEPS, *record.shape), dtype=torch.float32, device=record.device)
             self._block_steps = torch.empty(_BLOCK_STEPS, dtype=torch.int64, device=record.device)
-        self._block[self._num_in_block].copy_(record)
-        self._block_steps[self._num_in_block].copy_(step)
+        as_scalars(self._block)[self._num_in_block] = as_scalars(record)
+        as_scalars(self._block_steps)[self._num_in_block] = as_scalars(step)
         self._num_in_block += 1
         if self._num_in_block == _BLOCK_STEPS:
             self.flush()

@@ -31,6 +31,18 @@ def namespace(scalars: Scalars) -> Any:
     return torch if isinstance(scalars, Tensor) else np
 
 
+def stack(rows: Sequence[Scalars]) -> Scalars:
+    """Rows of numbers, one below the other.
+
+    Args:
+        rows: n rows of m numbers, all arrays or all tensors.
+
+    Returns:
+        Shape (n, m).
+    """
+    return torch.stack(list(rows)) if isinstance(rows[0], Tensor) else np.array(rows)
+
+
 def as_scalars(tensor: Tensor) -> Scalars:
     """The numbers of a tensor.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -70,10 +71,11 @@ class CompiledPasses:
             (k, begin, min(length, size - begin))
             for k, (size, row) in enumerate(zip(sizes, rows, strict=True))
             for length in [max(_PIECE // row, 1) * row]
-            for begin in range(0, size, length)
+            for begin in range(0, max(size, 1), length)
         ]
         # the last tensors first: what an optimizer takes first is then still in the cache, and what it took last
         self._pieces = np.array(pieces[::-1], dtype=np.int64).reshape(-1, 3)
+        self._first_pieces = np.flatnonzero(np.diff(self._pieces[:, 0], prepend=-1))
         self._num_entries = sum(sizes)
 
     @staticmethod
@@ -97,8 +99,7 @@ class CompiledPasses:
         """See :meth:`strongreg.kernels.reference.ReferencePasses.products`."""
         pulls, minus = _fitting(weights, pulls), _fitting(weights, minus)
         at = np.array([_addresses(weights), _addresses(pulls), _addresses(minus)], dtype=np.int64).T.copy()
-        sums = self._products(at)
-        sums *= self._by_strength
+        sums = self._products(at) * self._by_strength
         if any(pull is None for pull in pulls):
             sums[[pull is None for pull in pulls], :3] = 0
         return torch.from_numpy(sums)
@@ -109,7 +110,7 @@ class CompiledPasses:
         fitting = _fitting(params, tensors)
         at = np.zeros((len(params), 3), dtype=np.int64)
         at[:, 0] = _addresses([param if each is None else each for param, each in zip(params, fitting, strict=True)])
-        squares = self._products(at)[:, 3]
+        squares = self._products(at)[:, 3].copy()
         squares[[each is None for each in fitting]] = 0
         return torch.from_numpy(squares)
 
@@ -128,16 +129,15 @@ class CompiledPasses:
         torch.autograd.graph.increment_version([w for w, t in zip(weights, thresholds, strict=True) if t > 0])
 
     def _products(self, at: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """The sums of each tensor at strength 1, shape (n, 4); ``at``: addresses of weights, pulls, minus, shape (n, 3)."""
+        """The sums of each tensor at strength 1, (n, 4), from the addresses of weights, pulls and minus, (n, 3)."""
         by_piece = np.empty((len(self._pieces), 4))
 
         def work(first: int, last: int) -> None:
             self._loops.products(first, last, self._pieces, at, self._row, self._terms, self._units, by_piece)
 
         self._in_threads(work)
-        sums = np.zeros((len(at), 4))
-        np.add.at(sums, self._pieces[:, 0], by_piece)
-        return sums
+        by_tensor: npt.NDArray[np.float64] = np.add.reduceat(by_piece, self._first_pieces)[::-1]
+        return by_tensor
 
     def _in_threads(self, work: Callable[[int, int], None]) -> None:
         """Share the pieces among as many threads as torch uses, where that is worth it."""
@@ -147,7 +147,7 @@ class CompiledPasses:
             work(0, num_pieces)
             return
         ends = [num_pieces * i // count for i in range(count + 1)]
-        others = [_threads(count - 1).submit(work, *span) for span in zip(ends[1:], ends[2:], strict=False)]
+        others = [_threads(count - 1).submit(work, *span) for span in itertools.pairwise(ends[1:])]
         work(0, ends[1])
         for other in others:
             other.result()

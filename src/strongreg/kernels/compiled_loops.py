@@ -1,7 +1,7 @@
 """The loops over weights and gradients on the CPU, compiled by numba: each reads and writes the memory once.
 
-Only :mod:`strongreg.kernels.compiled` imports this file, once it knows that numba is there. Tensors come as addresses, so
-that one call does any number of them. They are cut into pieces, and a piece is worked on in blocks that stay in the
+Only :mod:`strongreg.kernels.compiled` imports this file, once it knows that numba is there. Tensors come as addresses,
+so that one call does any number of them. They are cut into pieces, and a piece is worked on in blocks that stay in the
 first-level cache: the penalty gradient of a block is written to a small buffer, then the sums run over it.
 
 Sums are in float64, whose range holds the square of every float32. NaN goes into the sums.
@@ -57,12 +57,12 @@ def _as(_context, like, number):
     return like(like, number), generate
 
 
-@numba.njit(inline="always")
+@numba.njit(inline="always", error_model="numpy")
 def _array(address, start, length, one, width):
     return numba.carray(_pointer(address + start * width, one), length)
 
 
-@numba.njit(inline="always")
+@numba.njit(inline="always", error_model="numpy")
 def _sign(w, one, huge):
     """As ``penalties.base.sign``: 0 at 0, NaN at NaN; in an order of comparisons that lets NaN through."""
     x = w * huge
@@ -70,7 +70,7 @@ def _sign(w, one, huge):
     return -one if x < -one else x
 
 
-@numba.njit(fastmath=_SUMS, nogil=True, cache=True)
+@numba.njit(fastmath=_SUMS, nogil=True, cache=True, error_model="numpy")
 def products(first, last, pieces, at, row, terms, units, out):
     """Inner products of pieces: <p, p>, <p, r>, <r, r>, <w, w>, with the penalty gradient r at strength 1.
 
@@ -97,7 +97,7 @@ def products(first, last, pieces, at, row, terms, units, out):
         pull_next = at[k, 1] + (start + _AHEAD) * width
         l1, l2, cutoff, group = _as(one, terms[k, 0]), _as(one, terms[k, 1]), _as(one, terms[k, 2]), terms[k, 3]
         aa, bb, cc, dd = 0.0, 0.0, 0.0, 0.0
-        along = row[k] if group > 0 else n
+        along = row[k] if group > 0 else max(n, 1)
         for begin in range(0, n, along):
             row_pw, row_abs = 0.0, 0.0  # <p, w> and the sum of absolute values of this row
             row_ww = 0.0
@@ -187,7 +187,7 @@ def square_of_all(at, lengths, units):
     return total
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def shrink(first, last, pieces, at, row, terms, thresholds, units):
     """The proximal step in place, with the arithmetic of the penalties' own ``prox``, rounding by rounding.
 
@@ -239,6 +239,6 @@ def shrink(first, last, pieces, at, row, terms, thresholds, units):
                     for j in range(begin, begin + row[k]):
                         w[j] = zero
                 else:
-                    kept = one - t / norm
+                    kept = one - (one / norm) * t  # as torch divides a number by a tensor
                     for j in range(begin, begin + row[k]):
                         w[j] = w[j] * kept
