@@ -22,8 +22,9 @@ class BeforeStep:
         gradient_sq: squared norms of the loss gradients, shape (K,).
         finite: whether all gradients that the optimizer sees are free of NaN and infinity, 0-d boolean.
         skipped: whether the optimizer will leave the weights alone, 0-d boolean.
-        products: inner products of gradients and penalty gradients at full strength, as
+        products: inner products of the pulls and penalty gradients at full strength, as
             :meth:`strongreg.kernels.Passes.products` gives them; None where they were not taken.
+        after: whether they are to be taken after the step.
     """
 
     weights: list[Tensor]
@@ -32,6 +33,7 @@ class BeforeStep:
     finite: Scalars
     skipped: Scalars
     products: Scalars | None
+    after: bool
 
 
 @dataclass(frozen=True)

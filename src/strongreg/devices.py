@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 _MAX_CONSTANTS = 64
+_HOST = ("cpu",)
 
 
 def reading_is_free(device: torch.device) -> bool:
@@ -20,7 +21,7 @@ def reading_is_free(device: torch.device) -> bool:
     Returns:
         True on the CPU.
     """
-    return device.type == "cpu"
+    return device.type in _HOST
 
 
 class Constants:

@@ -8,20 +8,22 @@ does not depend on the gradient's, and that step is compared with it (docs/theor
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 
 from strongreg.decision import BeforeStep
 from strongreg.devices import reading_is_free
 from strongreg.groups import Target
-from strongreg.kernels import Passes, size_of_all
+from strongreg.kernels import AdamStep, Passes, size_of_all
 from strongreg.optimizers import Group, effective_step_size, gradient_sign, loss_scale, step_is_skipped
 from strongreg.precision import scalar_dtype
-from strongreg.scalars import Scalars, as_scalars, namespace
+from strongreg.scalars import Scalars, as_scalars, namespace, stack
 
+_FORESEEN = (torch.float32, torch.float64)  # in half precision the rounding of the step is part of it
 _SMALLEST_STEP_SIZE = 1e-30  # a learning rate of 0 moves nothing, and its reciprocal must stay finite
 
 
@@ -33,7 +35,7 @@ def look_before_step(
     device: torch.device,
     *,
     products: bool,
-    copy: bool,
+    of_step: bool,
 ) -> BeforeStep:
     """What is to be known before the weights move.
 
@@ -43,8 +45,9 @@ def look_before_step(
         optimizer: the optimizer, within its step, with the gradients there.
         groups: the parameter group of each.
         device: where to gather the scalars.
-        products: whether to take the inner products of gradients and penalty gradients.
-        copy: whether to copy the weights, since they will be looked at after the step.
+        products: whether to take inner products with the penalty gradients.
+        of_step: whether these are to be the step's and not the gradients'. Where the step cannot be foreseen they are
+            taken after it, with a copy of the weights.
 
     Returns:
         The weights, and what the gradients show.
@@ -61,8 +64,16 @@ def look_before_step(
             )
     weights = [target.param.detach() for target in targets]
     scale = loss_scale(optimizer)
-    taken = as_scalars(passes.products(grads, weights, device)) if products else None
-    gradient_sq = as_scalars(passes.squares(grads, device)) if taken is None else taken[:, 0]
+    foreseen = foreseen_steps(targets, optimizer, groups) if products and of_step else None
+    taken = None
+    if foreseen is not None:
+        *columns, gradient_sq = as_scalars(passes.foreseen(grads, foreseen, weights, device)).T
+        taken = stack(columns).T
+    elif products and not of_step:
+        taken = as_scalars(passes.products(grads, weights, device))
+        gradient_sq = taken[:, 0]
+    else:
+        gradient_sq = as_scalars(passes.squares(grads, device))
     others = _size_of_the_others(targets, optimizer, device)
     xp = namespace(gradient_sq)
     finite = xp.isfinite(gradient_sq.sum() + others)
@@ -73,13 +84,49 @@ def look_before_step(
     if scale is not None:
         divisor = as_scalars(scale.to(device=device, dtype=scalar_dtype(device)).reshape(()))
         gradient_sq = gradient_sq / (divisor * divisor)
-    if taken is not None:
+    if taken is not None and foreseen is None:
         # undo the loss scale and the sign of an ascent
         signs = [gradient_sign(group) for group in groups]
         taken = scaled(taken, signs if scale is None else [sign / divisor for sign in signs])
-    if copy:
+    after = products and of_step and foreseen is None
+    if after:
         weights = [weight.clone() for weight in weights]
-    return BeforeStep(weights, [grad is not None for grad in grads], gradient_sq, finite, skipped, taken)
+    return BeforeStep(weights, [grad is not None for grad in grads], gradient_sq, finite, skipped, taken, after)
+
+
+def foreseen_steps(targets: Sequence[Target], optimizer: Optimizer, groups: Sequence[Group]) -> list[AdamStep] | None:
+    """The steps that an optimizer is about to take, where that can be told from its state.
+
+    Args:
+        targets: the K penalized parameters.
+        optimizer: the optimizer, within its step.
+        groups: the parameter group of each.
+
+    Returns:
+        K steps; None for other optimizers than Adam and AdamW, on accelerators, and under options that are not known
+        here.
+    """
+    if type(optimizer) not in (Adam, AdamW) or loss_scale(optimizer) is not None:
+        return None
+    if any(group["amsgrad"] or group["differentiable"] for group in groups):
+        return None
+    params = [target.param for target in targets]
+    if any(not reading_is_free(param.device) or param.dtype not in _FORESEEN for param in params):
+        return None
+    return [_adam_step(optimizer.state.get(param, {}), group) for param, group in zip(params, groups, strict=True)]
+
+
+def _adam_step(state: dict[str, Any], group: Group) -> AdamStep:
+    return AdamStep(
+        exp_avg=state.get("exp_avg"),
+        exp_avg_sq=state.get("exp_avg_sq"),
+        betas=(float(group["betas"][0]), float(group["betas"][1])),
+        num_steps=float(state.get("step", 0)) + 1,
+        eps=float(group["eps"]),
+        weight_decay=float(group["weight_decay"]),
+        decoupled=bool(group["decoupled_weight_decay"]),
+        sign=gradient_sign(group),
+    )
 
 
 def products_of_step(

@@ -377,13 +377,16 @@ class Regularizer:
         Returns what LBFGS has to add to the loss in gradient mode, otherwise None.
         """
         if self._before is None:
-            device, after = self.targets[0].param.device, self._decides_after_step(optimizer)
-            wanted = self._is_penalized or self.history.wants(self._num_calls_or_steps)
-            groups = self._index.groups(optimizer)
             self._before = look_before_step(
-                self.targets, self._passes, optimizer, groups, device, products=wanted and not after, copy=after
+                self.targets,
+                self._passes,
+                optimizer,
+                self._index.groups(optimizer),
+                self.targets[0].param.device,
+                products=self._is_penalized or self.history.wants(self._num_calls_or_steps),
+                of_step=self._compares_with_step(optimizer),
             )
-            if not after:
+            if not self._before.after:
                 self._decision = self._decide(optimizer, self._before)
         if self.mode == "proximal" or self._decision is None:
             return None
@@ -414,7 +417,7 @@ class Regularizer:
     def _is_penalized(self) -> bool:
         return any(target.penalty.strength > 0 for target in self.targets)
 
-    def _decides_after_step(self, optimizer: Optimizer) -> bool:
+    def _compares_with_step(self, optimizer: Optimizer) -> bool:
         if not self._is_penalized:
             return False  # there is nothing that could turn the step
         if self.coherence_of == "auto":
@@ -429,7 +432,7 @@ class Regularizer:
         has_gradient = as_scalars(self._constant(before.has_gradient, torch.bool, device))
         allowed = has_gradient & (as_scalars(step) < self.schedule.refit_start)
         products = before.products
-        if self._decides_after_step(optimizer):
+        if before.after:
             groups = self._index.groups(optimizer)
             products = products_of_step(self.targets, self._passes, optimizer, groups, before, device)
         if products is None:

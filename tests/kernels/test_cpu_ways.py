@@ -11,13 +11,14 @@ import torch
 from hypothesis import given
 from torch import nn
 
-from contract.penalties import CASES, every_case
-from strongreg import L1, L2, GroupL2
+from contract.penalties import CASES
+from strongreg import L1, L2, ElasticNet, GroupL2
 from strongreg.groups import Target
 from strongreg.kernels import Passes, compiled, size_of_all
 from strongreg.kernels.blocks import BlockedPasses
 from strongreg.kernels.compiled import CompiledPasses
 from strongreg.kernels.reference import ReferencePasses
+from strongreg.pull import foreseen_steps
 
 WAYS = (CompiledPasses, BlockedPasses)
 every_way = pytest.mark.parametrize("way", WAYS)
@@ -61,19 +62,24 @@ def assert_same_weights(weight, expected):
     torch.testing.assert_close(weight, expected, rtol=2 * torch.finfo(weight.dtype).eps, atol=0)
 
 
+_FITTING = [
+    pytest.param(case.penalty, shape, id=f"{name}-{shape}")
+    for name, case in CASES.items()
+    for shape in (SHAPES_OF_GROUPS if case.within else SHAPES)
+    if getattr(case.penalty, "dim", None) is None
+]
+
+
 @every_way
-@every_case
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("penalty", "shape"), _FITTING)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_both_passes(way, case, shape, dtype):
+def test_both_passes(way, penalty, shape, dtype):
     weight, grad, moved = tensors(shape, dtype)
-    dim = getattr(case.penalty, "dim", None)
-    if dim not in (None, 0) or (case.within and len(shape) < 2):
-        pytest.skip("not for these shapes: see the groups that no compiled loop takes")
-    each = target(case.penalty, weight.clone())
-    if not way.accepts(each):
-        assert way is CompiledPasses and dtype == torch.bfloat16
+    each = target(penalty, weight.clone())
+    if way is CompiledPasses and dtype == torch.bfloat16:
+        assert not way.accepts(each)
         return
+    assert way.accepts(each)
     fast, reference = way([each]), ReferencePasses([each])
     for pull, minus in ((grad, None), (None, None), (weight, moved)):
         assert_same_sums(fast.products([pull], [minus], [weight]), exact_products([each], [pull], [minus], [weight]))
@@ -83,6 +89,30 @@ def test_both_passes(way, case, shape, dtype):
         fast.shrink([ours], [0.5], [step])
         reference.shrink([theirs], [0.5], [step])
         assert_same_weights(ours, theirs)
+
+
+@pytest.mark.parametrize("way", [*WAYS, ReferencePasses])
+@pytest.mark.parametrize("penalty", [L1(0.7), ElasticNet(0.7), GroupL2(0.7)], ids=repr)
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"weight_decay": 0.3}, {"maximize": True, "weight_decay": 0.1}, {"betas": (0.5, 0.6), "eps": 0.1}],
+    ids=str,
+)
+def test_the_foreseen_step_of_adam_is_the_one_that_it_takes(way, penalty, kind, options):
+    weight, _, _ = tensors((9, 70, 120), torch.float64)
+    each = target(penalty, weight.clone())
+    optimizer = kind([each.param], lr=1e-3, **options)
+    for _ in range(3):
+        each.param.grad = torch.randn_like(each.param)
+        before, grad = each.param.detach().clone(), each.param.grad
+        (foreseen,) = foreseen_steps([each], optimizer, optimizer.param_groups)
+        sums = way([each]).foreseen([grad], [foreseen], [before])
+        optimizer.step()
+        expected = exact_products([each], [(before - each.param.detach()) / 1e-3], [None], [before])
+        assert_same_sums(sums[:, :4], expected)
+        assert sums[0, 4].item() == pytest.approx(grad.square().sum().item())
+    assert way([each]).foreseen([None], [foreseen], [before])[0, [0, 1, 2, 4]].tolist() == [0, 0, 0, 0]
 
 
 @every_way

@@ -4,7 +4,8 @@
 ``reference`` (everything).
 """
 
+from strongreg.kernels.adam import AdamStep as AdamStep
 from strongreg.kernels.passes import Passes as Passes
 from strongreg.kernels.passes import size_of_all as size_of_all
 
-__all__ = ["Passes", "size_of_all"]
+__all__ = ["AdamStep", "Passes", "size_of_all"]

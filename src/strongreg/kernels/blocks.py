@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from strongreg.coherence import is_safe_square, squared_norm
+from strongreg.devices import reading_is_free
 from strongreg.groups import Target
 from strongreg.kernels import reference
+from strongreg.kernels.adam import AdamStep
 from strongreg.kernels.layout import is_dense, is_plain, known_terms, laid_out_as
 from strongreg.precision import at_least_float32
 
@@ -37,7 +39,7 @@ class BlockedPasses:
         Returns:
             True for every plain tensor on the CPU.
         """
-        return is_plain(target.param) and target.param.device.type == "cpu"
+        return is_plain(target.param) and reading_is_free(target.param.device)
 
     def products(
         self, pulls: Sequence[Tensor | None], minus: Sequence[Tensor | None], weights: Sequence[Tensor]
@@ -45,6 +47,14 @@ class BlockedPasses:
         """See :meth:`strongreg.kernels.reference.ReferencePasses.products`."""
         sums = [self._sums(i, *each) for i, each in enumerate(zip(pulls, minus, weights, strict=True))]
         return torch.stack(sums)
+
+    def foreseen(
+        self, gradients: Sequence[Tensor | None], steps: Sequence[AdamStep], weights: Sequence[Tensor]
+    ) -> Tensor:
+        """See :meth:`strongreg.kernels.reference.ReferencePasses.foreseen`."""
+        each = zip(gradients, [None] * len(steps), weights, steps, strict=True)
+        sums = torch.stack([self._sums(i, *arguments) for i, arguments in enumerate(each)])
+        return torch.cat([sums, self.squares(gradients)[:, None]], dim=1)
 
     def squares(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """See :meth:`strongreg.kernels.reference.ReferencePasses.squares`."""
@@ -61,21 +71,27 @@ class BlockedPasses:
                 for block in self._blocks(i, weight):
                     block.copy_(self._penalties[i].prox(block, step))
 
-    def _sums(self, i: int, pull: Tensor | None, minus: Tensor | None, weight: Tensor) -> Tensor:
-        blocks = self._blocks(i, weight)
+    def _sums(
+        self, i: int, pull: Tensor | None, minus: Tensor | None, weight: Tensor, adam: AdamStep | None = None
+    ) -> Tensor:
         if pull is None:
             return torch.stack([*[torch.zeros((), dtype=torch.float64)] * 3, _square(weight)])
-        pulls = self._blocks(i, laid_out_as(weight, pull))
-        others = [None] * len(blocks) if minus is None else self._blocks(i, laid_out_as(weight, minus))
+        sources = [pull, minus] if adam is None else [pull, adam.exp_avg, adam.exp_avg_sq]
+        blocks = self._blocks(i, weight)
+        nothing = [None] * len(blocks)
+        cut = [nothing if each is None else self._blocks(i, laid_out_as(weight, each)) for each in sources]
         parts = []
-        for block, moved, other in zip(blocks, pulls, others, strict=True):
+        for block, moved, *others in zip(blocks, *cut, strict=True):
             w = at_least_float32(block)
-            p = _flat(moved) if other is None else _flat(moved) - _flat(other)
+            p = moved if adam is None else adam.entries(moved, block, *others)
+            p = _flat(p) if adam is not None or others[0] is None else _flat(p) - _flat(others[0])
             r, w = _flat(self._penalties[i].subgradient(w)), _flat(w)
             parts += [torch.dot(p, p), torch.dot(p, r), torch.dot(r, r), torch.dot(w, w)]
         sums = torch.stack(parts).double().reshape(-1, 4).sum(dim=0)
         if is_safe_square(sums[0]) and is_safe_square(sums[2]) and is_safe_square(sums[3]):
             return sums
+        if adam is not None:
+            pull = adam.entries(pull, weight, adam.exp_avg, adam.exp_avg_sq)
         return reference.sums(self._penalties[i], pull, minus, weight)
 
     def _blocks(self, i: int, tensor: Tensor) -> list[Tensor]:

@@ -16,7 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from strongreg.devices import reading_is_free
 from strongreg.groups import Target
+from strongreg.kernels.adam import AdamStep
 from strongreg.kernels.layout import is_dense, is_plain, known_terms, laid_out_as
 from strongreg.penalties.terms import Terms
 
@@ -24,6 +26,7 @@ _PIECE = 65536  # entries; the sums do not depend on the number of threads
 _WORTH_A_THREAD = 2**19  # entries
 _NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
 _UNITS = {dtype: np.array([1, np.finfo(number).max], dtype=number) for dtype, number in _NUMPY.items()}
+_NO_ADAM = np.empty((0, 8))
 
 
 @functools.cache
@@ -60,7 +63,7 @@ class CompiledPasses:
         terms = [known_terms(target) or Terms() for target in targets]
         self._terms = np.array([(t.l1, t.l2, t.cutoff, t.group) for t in terms], dtype=np.float64)
         self._strengths = np.array([target.penalty.strength for target in targets], dtype=np.float64)
-        self._by_strength = self._strengths[:, None] ** np.array([0, 1, 2, 0])
+        self._by_strength = self._strengths[:, None] ** np.array([0, 1, 2, 0, 0])
         sizes = [target.param.numel() for target in targets]
         rows = [
             size // len(target.param) if each.group and size else 1
@@ -89,7 +92,7 @@ class CompiledPasses:
             True for dense float32 and float64 on the CPU under a penalty whose terms are known, where numba is there.
         """
         param = target.param
-        if param.device.type != "cpu" or param.dtype not in _NUMPY or not is_plain(param) or not is_dense(param):
+        if not reading_is_free(param.device) or param.dtype not in _NUMPY or not is_plain(param) or not is_dense(param):
             return False
         return known_terms(target) is not None and _loops() is not None
 
@@ -97,20 +100,24 @@ class CompiledPasses:
         self, pulls: Sequence[Tensor | None], minus: Sequence[Tensor | None], weights: Sequence[Tensor]
     ) -> Tensor:
         """See :meth:`strongreg.kernels.reference.ReferencePasses.products`."""
-        pulls, minus = _fitting(weights, pulls), _fitting(weights, minus)
-        at = np.array([_addresses(weights), _addresses(pulls), _addresses(minus)], dtype=np.int64).T.copy()
-        sums = self._products(at) * self._by_strength
-        if any(pull is None for pull in pulls):
-            sums[[pull is None for pull in pulls], :3] = 0
-        return torch.from_numpy(sums)
+        columns = [weights, _fitting(weights, pulls), _fitting(weights, minus)]
+        return torch.from_numpy(self._at_strength(columns, _NO_ADAM)[:, :4])
+
+    def foreseen(
+        self, gradients: Sequence[Tensor | None], steps: Sequence[AdamStep], weights: Sequence[Tensor]
+    ) -> Tensor:
+        """See :meth:`strongreg.kernels.reference.ReferencePasses.foreseen`."""
+        states = [[step.exp_avg for step in steps], [step.exp_avg_sq for step in steps]]
+        columns = [weights, *(_fitting(weights, column) for column in (gradients, *states))]
+        return torch.from_numpy(self._at_strength(columns, np.array([step.constants() for step in steps])))
 
     def squares(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """See :meth:`strongreg.kernels.reference.ReferencePasses.squares`."""
         params = [target.param for target in self._targets]
         fitting = _fitting(params, tensors)
-        at = np.zeros((len(params), 3), dtype=np.int64)
+        at = np.zeros((len(params), 4), dtype=np.int64)
         at[:, 0] = _addresses([param if each is None else each for param, each in zip(params, fitting, strict=True)])
-        squares = self._products(at)[:, 3].copy()
+        squares = self._products(at, _NO_ADAM)[:, 3].copy()
         squares[[each is None for each in fitting]] = 0
         return torch.from_numpy(squares)
 
@@ -128,12 +135,25 @@ class CompiledPasses:
         self._in_threads(work)
         torch.autograd.graph.increment_version([w for w, t in zip(weights, thresholds, strict=True) if t > 0])
 
-    def _products(self, at: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """The sums of each tensor at strength 1, (n, 4), from the addresses of weights, pulls and minus, (n, 3)."""
-        by_piece = np.empty((len(self._pieces), 4))
+    def _at_strength(
+        self, columns: Sequence[Sequence[Tensor | None]], adam: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float64]:
+        """The sums at full strength, from weights, pulls and what makes up the pulls."""
+        at = np.zeros((len(self._targets), 4), dtype=np.int64)
+        for i, column in enumerate(columns):
+            at[:, i] = _addresses(column)
+        sums: npt.NDArray[np.float64] = self._products(at, adam) * self._by_strength
+        if not at[:, 1].all():  # the address of an empty tensor is 0, too, and its sums are 0
+            sums[at[:, 1] == 0, :3] = 0
+        return sums
+
+    def _products(self, at: npt.NDArray[np.int64], adam: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The sums of each tensor at strength 1, shape (n, 5)."""
+        by_piece = np.empty((len(self._pieces), 5))
 
         def work(first: int, last: int) -> None:
-            self._loops.products(first, last, self._pieces, at, self._row, self._terms, self._units, by_piece)
+            constants = self._row, self._terms, adam, self._units
+            self._loops.products(first, last, self._pieces, at, *constants, by_piece)
 
         self._in_threads(work)
         by_tensor: npt.NDArray[np.float64] = np.add.reduceat(by_piece, self._first_pieces)[::-1]

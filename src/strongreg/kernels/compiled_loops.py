@@ -71,7 +71,7 @@ def _sign(w, one, huge):
 
 
 @numba.njit(fastmath=_SUMS, nogil=True, cache=True, error_model="numpy")
-def products(first, last, pieces, at, row, terms, units, out):
+def products(first, last, pieces, at, row, terms, adam, units, out):
     """Inner products of pieces: <p, p>, <p, r>, <r, r>, <w, w>, with the penalty gradient r at strength 1.
 
     Args:
@@ -79,13 +79,16 @@ def products(first, last, pieces, at, row, terms, units, out):
         last: one beyond the last piece.
         pieces: (tensor, first entry, number of entries) of each piece.
         at: addresses of each tensor's weights w, of its pull p (0 for none), and of what is to be subtracted from that
-            (0 for nothing).
+            (0 for nothing); for a step of Adam of the gradient (0 for none) and the running means of gradients and
+            squares (0 for both).
         row: number of entries of a group, for penalties on groups.
         terms: (l1, l2, cutoff, group) of each tensor.
+        adam: constants of a step of Adam, one row for each tensor; no rows where the pull is not such a step.
         units: 1 and the largest number, in the dtype of the tensors, shape (2,).
-        out: (number of pieces, 4), written.
+        out: (number of pieces, 5), written; the last are the squares of the gradients, for a step of Adam.
     """
     one, huge, width = units[0], units[1], units.itemsize
+    is_adam = len(adam) > 0
     buffer, difference = np.empty(BLOCK, units.dtype), np.empty(BLOCK, units.dtype)
     for i in range(first, last):
         k, start, n = pieces[i]
@@ -96,7 +99,17 @@ def products(first, last, pieces, at, row, terms, units, out):
         weight_next = at[k, 0] + (start + _AHEAD) * width
         pull_next = at[k, 1] + (start + _AHEAD) * width
         l1, l2, cutoff, group = _as(one, terms[k, 0]), _as(one, terms[k, 1]), _as(one, terms[k, 2]), terms[k, 3]
-        aa, bb, cc, dd = 0.0, 0.0, 0.0, 0.0
+        aa, bb, cc, dd, ee = 0.0, 0.0, 0.0, 0.0, 0.0
+        if is_adam:
+            squares = _array(at[k, 3] if has_minus else at[k, 0], start, n, one, width)
+            sign, within, eps, beside = (
+                _as(one, adam[k, 0]),
+                _as(one, adam[k, 1]),
+                _as(one, adam[k, 6]),
+                _as(one, adam[k, 7]),
+            )
+            in_mean, of_mean = _as(one, adam[k, 2]), _as(one, adam[k, 3])
+            in_square, of_square = _as(one, adam[k, 4]), _as(one, adam[k, 5])
         along = row[k] if group > 0 else max(n, 1)
         for begin in range(0, n, along):
             row_pw, row_abs = 0.0, 0.0  # <p, w> and the sum of absolute values of this row
@@ -108,7 +121,23 @@ def products(first, last, pieces, at, row, terms, units, out):
                     if has_pull:
                         _prefetch(pull_next + s * width + ahead)
                 w, p, r = weights[s : s + m], pulls[s : s + m], buffer[:m]
-                if has_minus:
+                if is_adam and has_pull:
+                    d, e = difference[:m], 0.0
+                    q, v = minus[s : s + m], squares[s : s + m]
+                    if has_minus:
+                        for j in range(m):
+                            g = sign * p[j] + within * w[j]
+                            root = np.sqrt(in_square * g * g + of_square * v[j])
+                            d[j] = (in_mean * g + of_mean * q[j]) / (root + eps) + beside * w[j]
+                    else:
+                        for j in range(m):
+                            g = sign * p[j] + within * w[j]
+                            d[j] = in_mean * g / (np.sqrt(in_square * g * g) + eps) + beside * w[j]
+                    for j in range(m):
+                        e += np.float64(p[j]) * np.float64(p[j])
+                    ee += e
+                    p = d
+                elif has_minus:
                     q, d = minus[s : s + m], difference[:m]
                     for j in range(m):
                         d[j] = p[j] - q[j]
@@ -158,7 +187,7 @@ def products(first, last, pieces, at, row, terms, units, out):
                 norm = np.sqrt(row_ww)
                 bb += group * row_pw / norm
                 cc += 2 * l1 * group * row_abs / norm + group * group
-        out[i, 0], out[i, 1], out[i, 2], out[i, 3] = aa, bb, cc, dd
+        out[i, 0], out[i, 1], out[i, 2], out[i, 3], out[i, 4] = aa, bb, cc, dd, ee
 
 
 @numba.njit(fastmath=_SUMS, nogil=True)

@@ -12,6 +12,7 @@ from torch.nn.utils import get_total_norm
 
 from strongreg.devices import reading_is_free
 from strongreg.groups import Target
+from strongreg.kernels.adam import AdamStep
 from strongreg.kernels.blocks import BlockedPasses
 from strongreg.kernels.compiled import CompiledPasses, square_of_all
 from strongreg.kernels.reference import ReferencePasses
@@ -61,6 +62,30 @@ class Passes:
             for rows, way in self._current()
         ]
         return _gather(parts, len(pulls), device)
+
+    def foreseen(
+        self,
+        gradients: Sequence[Tensor | None],
+        steps: Sequence[AdamStep],
+        weights: Sequence[Tensor],
+        device: torch.device,
+    ) -> Tensor:
+        """Inner products of the steps that Adam is about to take and the penalty gradients, at full strength.
+
+        Args:
+            gradients: the loss gradients, K tensors on the CPU; None counts as zeros, the penalty gradient too.
+            steps: what the steps are made of, K entries.
+            weights: the weights before the steps, K tensors on the CPU.
+            device: where to gather the numbers.
+
+        Returns:
+            Shape (K, 5): as from :meth:`products`, and of gradients and themselves.
+        """
+        parts = [
+            (rows, way.foreseen(_at(gradients, rows), _at(steps, rows), _at(weights, rows)))
+            for rows, way in self._current()
+        ]
+        return _gather(parts, len(gradients), device)
 
     def squares(self, tensors: Sequence[Tensor | None], device: torch.device) -> Tensor:
         """Squared norms.

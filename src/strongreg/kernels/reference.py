@@ -12,6 +12,7 @@ from torch import Tensor
 
 from strongreg.coherence import inner_products, squared_norm
 from strongreg.groups import Target
+from strongreg.kernels.adam import AdamStep
 from strongreg.penalties import Penalty
 from strongreg.precision import at_least_float32, scalar_dtype
 
@@ -55,6 +56,26 @@ class ReferencePasses:
         """
         each = zip(self._penalties, pulls, minus, weights, strict=True)
         return torch.stack([sums(*arguments) for arguments in each])
+
+    def foreseen(
+        self, gradients: Sequence[Tensor | None], steps: Sequence[AdamStep], weights: Sequence[Tensor]
+    ) -> Tensor:
+        """Inner products of the steps that Adam is about to take and the penalty gradients, at full strength.
+
+        Args:
+            gradients: the loss gradients, n tensors; or None.
+            steps: what the steps are made of, n entries.
+            weights: the weights before the steps, n tensors.
+
+        Returns:
+            Shape (n, 5): as from :meth:`products`, and of gradients and themselves.
+        """
+        pulls = [
+            None if grad is None else step.entries(grad, weight, step.exp_avg, step.exp_avg_sq)
+            for grad, step, weight in zip(gradients, steps, weights, strict=True)
+        ]
+        products = self.products(pulls, [None] * len(pulls), weights)
+        return torch.cat([products, self.squares(gradients)[:, None].to(products.device)], dim=1)
 
     def squares(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """Squared norms.
