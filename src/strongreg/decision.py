@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -25,6 +27,7 @@ class BeforeStep:
         products: inner products of the pulls and penalty gradients at full strength, as
             :meth:`strongreg.kernels.Passes.products` gives them; None where they were not taken.
         after: whether they are to be taken after the step.
+        groups: the optimizer's parameter group of each tensor, K entries.
     """
 
     weights: list[Tensor]
@@ -34,6 +37,7 @@ class BeforeStep:
     skipped: Scalars
     products: Scalars | None
     after: bool
+    groups: Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def look_before_step(
                 f"parameter {target.name!r} has a gradient of layout {grad.layout}, which strongreg does not support: "
                 f"exclude it with {{{target.name!r}: None}} in the mapping of penalties"
             )
-    weights = [target.param.detach() for target in targets]
+    weights: list[Tensor] = [target.param for target in targets]
     scale = loss_scale(optimizer)
     foreseen = foreseen_steps(targets, optimizer, groups) if products and of_step else None
     taken = None
@@ -91,7 +91,7 @@ def look_before_step(
     after = products and of_step and foreseen is None
     if after:
         weights = [weight.clone() for weight in weights]
-    return BeforeStep(weights, [grad is not None for grad in grads], gradient_sq, finite, skipped, taken, after)
+    return BeforeStep(weights, [grad is not None for grad in grads], gradient_sq, finite, skipped, taken, after, groups)
 
 
 def foreseen_steps(targets: Sequence[Target], optimizer: Optimizer, groups: Sequence[Group]) -> list[AdamStep] | None:
@@ -133,7 +133,6 @@ def products_of_step(
     targets: Sequence[Target],
     passes: Passes,
     optimizer: Optimizer,
-    groups: Sequence[Group],
     before: BeforeStep,
     device: torch.device,
 ) -> Scalars:
@@ -143,7 +142,6 @@ def products_of_step(
         targets: the K penalized parameters.
         passes: what computes over them.
         optimizer: the optimizer, after its step.
-        groups: the parameter group of each.
         before: with a copy of the weights.
         device: where to gather the numbers.
 
@@ -152,9 +150,9 @@ def products_of_step(
     """
     pairs = zip(before.weights, before.has_gradient, strict=True)
     moved = [weight if has_gradient else None for weight, has_gradient in pairs]
-    now = [target.param.detach() for target in targets]
+    now = [target.param for target in targets]
     products = as_scalars(passes.products(moved, before.weights, device, minus=now))
-    return scaled(products, [1 / _away_from_0(effective_step_size(optimizer, group)) for group in groups])
+    return scaled(products, [1 / _away_from_0(effective_step_size(optimizer, group)) for group in before.groups])
 
 
 def scaled(products: Scalars, factors: Sequence[float | Tensor]) -> Scalars:
@@ -199,8 +197,11 @@ def _size_of_the_others(targets: Sequence[Target], optimizer: Optimizer, device:
 
 def _learning_rate_is_0(optimizer: Optimizer) -> bool:
     """Whether it is 0 everywhere; False where to look would mean to wait for an accelerator."""
-    rates = [group["lr"] for group in optimizer.param_groups if "lr" in group]
-    return all((not isinstance(rate, Tensor) or reading_is_free(rate.device)) and float(rate) == 0 for rate in rates)
+    for group in optimizer.param_groups:
+        rate = group.get("lr", 0.0)
+        if (isinstance(rate, Tensor) and not reading_is_free(rate.device)) or float(rate) != 0:
+            return False
+    return True
 
 
 def _away_from_0(step_size: float | Tensor) -> float | Tensor:

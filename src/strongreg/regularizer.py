@@ -391,7 +391,7 @@ class Regularizer:
         if self.mode == "proximal" or self._decision is None:
             return None
         multipliers = per_tensor(self._decision.multipliers, self._devices)
-        signs = [gradient_sign(group) for group in self._index.groups(optimizer)]
+        signs = [gradient_sign(group) for group in self._before.groups]
         add_gradients(self.targets, multipliers, signs, loss_scale(optimizer))
         return weighted_value(self.targets, multipliers) if isinstance(optimizer, LBFGS) else None
 
@@ -405,8 +405,10 @@ class Regularizer:
         if decision is None:
             decision = self._decide(optimizer, before)
         if self.mode == "proximal":
-            groups = zip(self._index.groups(optimizer), before.has_gradient, strict=True)
-            steps = [effective_step_size(optimizer, group) if has_gradient else 0.0 for group, has_gradient in groups]
+            groups = {id(group): group for group in before.groups}
+            sizes = {key: effective_step_size(optimizer, group) for key, group in groups.items()}
+            pairs = zip(before.groups, before.has_gradient, strict=True)
+            steps = [sizes[id(group)] if has_gradient else 0.0 for group, has_gradient in pairs]
             self._passes.shrink(per_tensor(decision.multipliers, self._devices), steps)
         for target, mask in zip(self.targets, self._frozen, strict=bool(self._frozen)):
             target.param.masked_fill_(mask, 0.0)
@@ -433,8 +435,7 @@ class Regularizer:
         allowed = has_gradient & (as_scalars(step) < self.schedule.refit_start)
         products = before.products
         if before.after:
-            groups = self._index.groups(optimizer)
-            products = products_of_step(self.targets, self._passes, optimizer, groups, before, device)
+            products = products_of_step(self.targets, self._passes, optimizer, before, device)
         if products is None:
             return nothing_decided(before, allowed)
         # a penalty of strength 0 does not act, as at a schedule of 0: not even the sign of a zero changes
@@ -448,18 +449,15 @@ class Regularizer:
             decision = dataclasses.replace(decision, record=record)
         start = self.schedule.refit_start
         if start != math.inf:
-            has_begun = self._num_calls_or_steps >= start
-            self._frozen = self._zero_masks.look(
-                self.targets, before, decision, self._counts, start, has_begun=has_begun
-            )
+            begun = self._num_calls_or_steps >= start
+            self._frozen = self._zero_masks.look(self.targets, before, decision, self._counts, start, has_begun=begun)
         return decision
 
     def _count(self, decision: Decision) -> None:
         if decision.record is not None:
             step = as_scalars(self._counts.step)
-            self.history.append(
-                as_tensor(decision.record), as_tensor(namespace(step).where(decision.skipped, -1, step))
-            )
+            number = namespace(step).where(decision.skipped, -1, step)
+            self.history.append(as_tensor(decision.record), as_tensor(number))
             self._watch.look(self.history)
         self._counts.count(decision)
         self._num_calls += 1

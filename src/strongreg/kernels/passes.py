@@ -1,4 +1,7 @@
-"""The two passes of a step over all penalized tensors, each by the fastest way that takes it."""
+"""The two passes of a step over all penalized tensors, each by the fastest way that takes it.
+
+To be called where gradients are not recorded (``torch.no_grad``).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
@@ -108,7 +112,7 @@ class Passes:
                 host does not know whether the gate is open.
             step_sizes: effective step size for each, K entries.
         """
-        weights = [target.param.detach() for target in self._targets]
+        weights = [target.param for target in self._targets]
         for rows, way in self._current():
             way.shrink(_at(weights, rows), _at(factors, rows), _at(step_sizes, rows))
 
@@ -153,11 +157,15 @@ def size_of_all(tensors: Sequence[Tensor], device: torch.device) -> Scalars:
         0-d: finite if and only if all entries are, 0 if and only if all are.
     """
     if not tensors:
-        return as_scalars(torch.zeros((), device=device))
+        return np.float64(0) if reading_is_free(device) else torch.zeros((), device=device)
     if all(reading_is_free(tensor.device) for tensor in tensors):
         size = square_of_all(tensors)
         if size is not None:
-            return as_scalars(torch.tensor(size, dtype=torch.float64).to(device))
+            return (
+                np.float64(size)
+                if reading_is_free(device)
+                else torch.tensor(size, dtype=scalar_dtype(device), device=device)
+            )
         norm: Tensor = get_total_norm(tensors, 2.0, foreach=True)  # a tenth of the time of the largest entry
         if torch.isfinite(norm) and norm > 0:
             return as_scalars(norm.to(device))
