@@ -62,8 +62,14 @@ class Decision:
 
 
 def decide(
-    before: BeforeStep, products: Scalars, multipliers: Scalars, gate: Gate, step: Tensor, allowed: Scalars
-) -> tuple[Decision, Scalars]:
+    before: BeforeStep,
+    products: Scalars,
+    multipliers: Scalars,
+    gate: Gate,
+    step: Tensor,
+    allowed: Scalars,
+    num_weights: Scalars | None = None,
+) -> Decision:
     """Whether the penalty acts on each tensor.
 
     Args:
@@ -73,10 +79,10 @@ def decide(
         gate: the gate.
         step: 0-d integer tensor, the number of steps done before this one.
         allowed: whether the penalty may act on each tensor at all at this step, shape (K,), boolean.
+        num_weights: number of weights of each tensor, shape (K,), where the step is to be recorded.
 
     Returns:
-        The decision (without record), and what it was made from: four rows of shape (K + 1,), an entry per tensor and
-        one for all together: coherence, and the squared norms of the pull, of the penalty gradient and of the weights.
+        The decision.
     """
     xp = namespace(products)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -89,8 +95,10 @@ def decide(
     opened = as_scalars(gate.is_open(as_tensor(deciding), step)) & (deciding == deciding)
     # a penalty whose schedule is at 0 does not act: its zeros move as at a closed gate
     opened = opened & (multipliers > 0) & allowed & before.finite & ~before.skipped
-    decision = Decision(xp.where(opened, multipliers, 0.0), opened, allowed, ~before.finite, before.skipped, None)
-    return decision, (coherences, products[0], products[2], products[3])
+    record = None
+    if num_weights is not None:
+        record = _record(before, coherences, products[2:], opened, num_weights)
+    return Decision(xp.where(opened, multipliers, 0.0), opened, allowed, ~before.finite, before.skipped, record)
 
 
 def nothing_decided(before: BeforeStep, allowed: Scalars) -> Decision:
@@ -108,22 +116,13 @@ def nothing_decided(before: BeforeStep, allowed: Scalars) -> Decision:
     return Decision(nothing, xp.zeros_like(allowed), allowed, ~before.finite, before.skipped, None)
 
 
-def history_record(before: BeforeStep, measured: Scalars, opened: Scalars, num_weights: Scalars) -> Scalars:
-    """The row for the history: coherence, open, gradient norm, penalty norm, weight norm; per layer, then in total.
-
-    Args:
-        before: what was known before the step.
-        measured: what :func:`decide` returned beside the decision.
-        opened: whether the penalty acts on each tensor, shape (K,).
-        num_weights: number of weights of each tensor, shape (K,).
-
-    Returns:
-        Shape (K + 1, 5).
-    """
+def _record(
+    before: BeforeStep, coherences: Scalars, squares: Scalars, opened: Scalars, num_weights: Scalars
+) -> Scalars:
+    """The row for the history, (K + 1, 5), per layer, then in total; ``squares``: of penalty gradient and weights."""
     xp = namespace(opened)
-    coherences, _, penalty_sq, weight_sq = measured
-    with_totals = stack([opened * 1.0, before.gradient_sq])
+    by_layer = stack([opened * 1.0, before.gradient_sq])
     open_share = (opened * num_weights).sum() / num_weights.sum().clip(1)
     totals = stack([open_share, before.gradient_sq.sum()])
-    share, gradient_sq = xp.concatenate([with_totals, totals[:, None]], 1)
-    return stack([coherences, share, xp.sqrt(gradient_sq), xp.sqrt(penalty_sq), xp.sqrt(weight_sq)]).T
+    share, gradient_sq = xp.concatenate([by_layer, totals[:, None]], 1)
+    return stack([coherences, share, *xp.sqrt(xp.concatenate([gradient_sq[None], squares]))]).T

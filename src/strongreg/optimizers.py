@@ -66,6 +66,24 @@ def effective_step_size(optimizer: Optimizer, group: Group) -> float | Tensor:
     return lr * float((1 - group.get("dampening", 0)) / (1 - group["momentum"]))
 
 
+def effective_step_sizes(
+    optimizer: Optimizer, groups: Sequence[Group], has_gradient: Sequence[bool]
+) -> list[float | Tensor]:
+    """The effective step size for each of some tensors.
+
+    Args:
+        optimizer: the optimizer.
+        groups: the parameter group of each tensor, K entries.
+        has_gradient: whether the optimizer moves the tensor at all, K entries.
+
+    Returns:
+        K step sizes, 0 where there is no gradient.
+    """
+    each = {id(group): group for group in groups}
+    sizes = {key: effective_step_size(optimizer, group) for key, group in each.items()}
+    return [sizes[id(group)] if has else 0.0 for group, has in zip(groups, has_gradient, strict=True)]
+
+
 def unwrap(optimizer: Any) -> Optimizer:
     """The torch optimizer itself, also of a wrapper that keeps it in ``.optimizer`` (Accelerate).
 

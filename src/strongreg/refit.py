@@ -35,8 +35,8 @@ class ZeroMasks:
         start: float,
         *,
         has_begun: bool,
-    ) -> list[Tensor]:
-        """Remember the zeros for a refit to come, or tell which it freezes.
+    ) -> list[bool | Tensor] | None:
+        """Remember the zeros for a refit to come, or tell whose it freezes.
 
         Args:
             targets: the K penalized parameters.
@@ -47,16 +47,15 @@ class ZeroMasks:
             has_begun: whether it has, as far as the host knows.
 
         Returns:
-            What is to be set to zero after the step, one boolean tensor for each; empty before the refit.
+            Whether the zeros of each are to be kept over the step, K entries; None before the refit.
         """
         step, last_open = as_scalars(counts.step), as_scalars(counts.last_open)
         devices = [target.param.device for target in targets]
-        frozen: list[Tensor] = []
+        frozen = None
         if has_begun:
             # zeros that the penalty had no part in stay free, unless there was no step at which it might have had one
             able = torch.tensor([t.penalty.strength > 0 for t in targets]) if start == 0 else counts.num_open > 0
-            freeze = per_tensor((step >= start) & as_scalars(able.to(counts.step.device)), devices)
-            frozen = [mask & flag for mask, flag in zip(self.frozen(before.weights), freeze, strict=True)]
+            frozen = per_tensor((step >= start) & as_scalars(able.to(counts.step.device)), devices)
         if not has_begun or isinstance(step, Tensor):
             # a step that a GradScaler skips on the device moves no zeros: count it as another open one
             unmoved = decision.skipped | (step >= start)
@@ -85,19 +84,10 @@ class ZeroMasks:
             elif was:
                 self._masks[i] = weight == 0
 
-    def frozen(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """What the refit sets to zero after a step.
-
-        Args:
-            weights: the K penalized tensors as they are before the step.
-
-        Returns:
-            One boolean tensor for each, of its shape.
-        """
-        zeros = [weight == 0 for weight in weights]
-        return [
-            zero if mask is None else zero | mask.to(zero.device) for zero, mask in zip(zeros, self._masks, strict=True)
-        ]
+    @property
+    def hidden(self) -> list[Tensor | None]:
+        """The zeros that a step at a closed gate has set free: K boolean tensors, None where there are none."""
+        return list(self._masks)
 
     def select(self, rows: Sequence[int]) -> ZeroMasks:
         """The masks of some of the tensors.

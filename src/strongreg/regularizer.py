@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import sys
 import weakref
@@ -15,7 +14,7 @@ from torch.optim import LBFGS, Optimizer
 from strongreg.checkpoint import Progress, check_key, check_neighbours, read_progress, warn_of_changes
 from strongreg.collapse import CollapseWatch
 from strongreg.counts import StepCounts
-from strongreg.decision import BeforeStep, Decision, decide, history_record, nothing_decided
+from strongreg.decision import BeforeStep, Decision, decide, nothing_decided
 from strongreg.devices import Constants, reading_is_free
 from strongreg.gates import CoherenceGate, Gate
 from strongreg.groups import PenaltySpec, Target, relative_strengths, select_targets
@@ -27,6 +26,7 @@ from strongreg.optimizers import (
     StepArguments,
     StepNesting,
     effective_step_size,
+    effective_step_sizes,
     follows_gradient,
     gradient_sign,
     held_targets,
@@ -130,7 +130,7 @@ class Regularizer:
         self._nesting = StepNesting()
         self._before: BeforeStep | None = None
         self._decision: Decision | None = None
-        self._frozen: list[Tensor] = []
+        self._marked: list[Any] | None = None
         self._num_calls = 0  # on the host: the number of steps, or more if a GradScaler made the device skip some
         self._loaded: Progress | None = None
         self._set_targets(select_targets(model, penalty))
@@ -326,7 +326,7 @@ class Regularizer:
             "_nesting": StepNesting(),
             "_before": None,
             "_decision": None,
-            "_frozen": [],
+            "_marked": None,
             "_loaded": None,
             "_passes": Passes(self.targets),
         }
@@ -355,7 +355,7 @@ class Regularizer:
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepArguments | None:
         if not self._nesting.enter(sys._getframe(1)):
             return None
-        self._before, self._decision, self._frozen = None, None, []
+        self._before, self._decision, self._marked = None, None, None
 
         def measured(closure: Any) -> Any:
             def closure_then_measure() -> Any:
@@ -377,13 +377,14 @@ class Regularizer:
         Returns what LBFGS has to add to the loss in gradient mode, otherwise None.
         """
         if self._before is None:
+            in_refit = self._reading_is_free and self.num_steps >= self.schedule.refit_start
             self._before = look_before_step(
                 self.targets,
                 self._passes,
                 optimizer,
                 self._index.groups(optimizer),
                 self.targets[0].param.device,
-                products=self._is_penalized or self.history.wants(self._num_calls_or_steps),
+                products=(self._is_penalized and not in_refit) or self.history.wants(self._num_calls_or_steps),
                 of_step=self._compares_with_step(optimizer),
             )
             if not self._before.after:
@@ -405,14 +406,10 @@ class Regularizer:
         if decision is None:
             decision = self._decide(optimizer, before)
         if self.mode == "proximal":
-            groups = {id(group): group for group in before.groups}
-            sizes = {key: effective_step_size(optimizer, group) for key, group in groups.items()}
-            pairs = zip(before.groups, before.has_gradient, strict=True)
-            steps = [sizes[id(group)] if has_gradient else 0.0 for group, has_gradient in pairs]
-            self._passes.shrink(per_tensor(decision.multipliers, self._devices), steps)
-        for target, mask in zip(self.targets, self._frozen, strict=bool(self._frozen)):
-            target.param.masked_fill_(mask, 0.0)
-        self._frozen = []
+            sizes = effective_step_sizes(optimizer, before.groups, before.has_gradient)
+            self._passes.shrink(per_tensor(decision.multipliers, self._devices), sizes)
+        if self._marked is not None:
+            self._passes.set_zeros(self._marked)
         self._count(decision)
 
     @property
@@ -437,20 +434,24 @@ class Regularizer:
         if before.after:
             products = products_of_step(self.targets, self._passes, optimizer, before, device)
         if products is None:
-            return nothing_decided(before, allowed)
-        # a penalty of strength 0 does not act, as at a schedule of 0: not even the sign of a zero changes
-        scales = [s if t.penalty.strength > 0 else 0.0 for t, s in zip(self.targets, self._scales or (), strict=True)]
-        factor = as_scalars(self.schedule.factor(step))
-        multipliers = factor * as_scalars(self._constant(scales, scalar_dtype(device), device))
-        decision, measured = decide(before, products, multipliers, self.gate, step, allowed)
-        if self.history.wants(self._num_calls_or_steps):
-            num_weights = as_scalars(self._constant([t.param.numel() for t in self.targets], torch.int64, device))
-            record = history_record(before, measured, decision.opened, num_weights)
-            decision = dataclasses.replace(decision, record=record)
+            decision = nothing_decided(before, allowed)
+        else:
+            # a penalty of strength 0 does not act, as at a schedule of 0: not even the sign of a zero changes
+            pairs = zip(self.targets, self._scales or (), strict=True)
+            scales = self._constant(
+                [s if t.penalty.strength > 0 else 0.0 for t, s in pairs], scalar_dtype(device), device
+            )
+            multipliers = as_scalars(self.schedule.factor(step)) * as_scalars(scales)
+            sizes = None
+            if self.history.wants(self._num_calls_or_steps):
+                sizes = as_scalars(self._constant([t.param.numel() for t in self.targets], torch.int64, device))
+            decision = decide(before, products, multipliers, self.gate, step, allowed, sizes)
         start = self.schedule.refit_start
         if start != math.inf:
             begun = self._num_calls_or_steps >= start
-            self._frozen = self._zero_masks.look(self.targets, before, decision, self._counts, start, has_begun=begun)
+            frozen = self._zero_masks.look(self.targets, before, decision, self._counts, start, has_begun=begun)
+            if frozen is not None:
+                self._marked = self._passes.mark_zeros(before.weights, self._zero_masks.hidden, frozen)
         return decision
 
     def _count(self, decision: Decision) -> None:

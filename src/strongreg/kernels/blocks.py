@@ -13,12 +13,13 @@ from strongreg.groups import Target
 from strongreg.kernels import reference
 from strongreg.kernels.adam import AdamStep
 from strongreg.kernels.layout import is_dense, is_plain, known_terms, laid_out_as
+from strongreg.kernels.zeros import BooleanZeros
 from strongreg.precision import at_least_float32
 
 _BLOCK = 65536  # entries: what is computed of a block is still in the second-level cache when it is used
 
 
-class BlockedPasses:
+class BlockedPasses(BooleanZeros):
     """The passes over tensors of any dtype; a penalty whose terms are not known takes a tensor as one block.
 
     Args:

@@ -78,6 +78,9 @@ class CompiledPasses:
         ]
         # the last tensors first: what an optimizer takes first is then still in the cache, and what it took last
         self._pieces = np.array(pieces[::-1], dtype=np.int64).reshape(-1, 3)
+        blocks = [(k, begin, min(_PIECE, n - begin)) for k, n in enumerate(sizes) for begin in range(0, n, _PIECE)]
+        self._pieces_of_bits = np.array(blocks[::-1], dtype=np.int64).reshape(-1, 3)
+        self._bits_at = np.cumsum([0, *((size + 7) // 8 for size in sizes)])
         self._first_pieces = np.flatnonzero(np.diff(self._pieces[:, 0], prepend=-1))
         self._num_entries = sum(sizes)
 
@@ -132,8 +135,35 @@ class CompiledPasses:
         def work(first: int, last: int) -> None:
             self._loops.shrink(first, last, self._pieces, at, self._row, self._terms, thresholds, self._units)
 
-        self._in_threads(work)
+        self._in_threads(work, len(self._pieces))
         torch.autograd.graph.increment_version([w for w, t in zip(weights, thresholds, strict=True) if t > 0])
+
+    def mark_zeros(
+        self, weights: Sequence[Tensor], others: Sequence[Tensor | None], flags: Sequence[bool | Tensor]
+    ) -> tuple[npt.NDArray[np.uint8], list[bool]]:
+        """See :meth:`strongreg.kernels.zeros.BooleanZeros.mark_zeros`; here it is one bit for each weight."""
+        at = np.array(_addresses(weights), dtype=np.int64)
+        bits = np.empty(self._bits_at[-1], dtype=np.uint8)
+        self._over_bits(self._loops.mark_zeros, at, bits)
+        for k, (weight, other) in enumerate(zip(weights, others, strict=True)):
+            if other is not None:
+                in_order = laid_out_as(weight, other.to(weight.dtype)).as_strided((weight.numel(),), (1,)).bool()
+                packed = np.packbits(in_order.numpy(), bitorder="little")
+                bits[self._bits_at[k] : self._bits_at[k + 1]] |= packed
+        return bits, [bool(flag) for flag in flags]
+
+    def set_zeros(self, weights: Sequence[Tensor], marks: tuple[npt.NDArray[np.uint8], list[bool]]) -> None:
+        """See :meth:`strongreg.kernels.zeros.BooleanZeros.set_zeros`."""
+        bits, flags = marks
+        at = np.array(_addresses(weights), dtype=np.int64) * flags
+        self._over_bits(self._loops.set_zeros, at, bits)
+        torch.autograd.graph.increment_version([w for w, flag in zip(weights, flags, strict=True) if flag])
+
+    def _over_bits(self, loop: Any, at: npt.NDArray[np.int64], bits: npt.NDArray[np.uint8]) -> None:
+        def work(first: int, last: int) -> None:
+            loop(first, last, self._pieces_of_bits, at, self._bits_at, self._units, bits)
+
+        self._in_threads(work, len(self._pieces_of_bits))
 
     def _at_strength(
         self, columns: Sequence[Sequence[Tensor | None]], adam: npt.NDArray[np.float64]
@@ -155,13 +185,12 @@ class CompiledPasses:
             constants = self._row, self._terms, adam, self._units
             self._loops.products(first, last, self._pieces, at, *constants, by_piece)
 
-        self._in_threads(work)
+        self._in_threads(work, len(self._pieces))
         by_tensor: npt.NDArray[np.float64] = np.add.reduceat(by_piece, self._first_pieces)[::-1]
         return by_tensor
 
-    def _in_threads(self, work: Callable[[int, int], None]) -> None:
+    def _in_threads(self, work: Callable[[int, int], None], num_pieces: int) -> None:
         """Share the pieces among as many threads as torch uses, where that is worth it."""
-        num_pieces = len(self._pieces)
         count = min(torch.get_num_threads(), self._num_entries // _WORTH_A_THREAD, num_pieces)
         if count <= 1:
             work(0, num_pieces)

@@ -19,6 +19,7 @@ BLOCK = 256
 _AHEAD = 512  # entries; the processor's own prefetching falls behind where two arrays are read side by side
 _CACHE_LINE = 64  # bytes
 
+_EIGHT_FLAGS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").view(np.uint64)[:, 0]
 _SUMS = {"reassoc", "contract", "nsz"}  # sums may be taken in any order; NaN and infinity keep their meaning
 
 
@@ -271,3 +272,67 @@ def shrink(first, last, pieces, at, row, terms, thresholds, units):
                     kept = one - (one / norm) * t  # as torch divides a number by a tensor
                     for j in range(begin, begin + row[k]):
                         w[j] = w[j] * kept
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def mark_zeros(first, last, pieces, at, bits_at, units, bits):
+    """Note which entries are 0, one bit for each.
+
+    Args:
+        first: the first piece.
+        last: one beyond the last piece.
+        pieces: (tensor, first entry, number of entries) of each piece; the first entry a multiple of 8.
+        at: address of each tensor's weights.
+        bits_at: where each tensor's bits begin, in bytes.
+        units: 1 and the largest number, in the dtype of the tensors, shape (2,).
+        bits: written; the entries of a byte from its lowest bit on.
+    """
+    one, width = units[0], units.itemsize
+    flags = np.zeros(BLOCK, np.uint8)
+    eights = flags.view(np.uint64)
+    for i in range(first, last):
+        k, start, n = pieces[i]
+        w = _array(at[k], start, n, one, width)
+        byte = bits_at[k] + start // 8
+        for s in range(0, n, BLOCK):
+            m = min(BLOCK, n - s)
+            v = w[s : s + m]
+            for j in range(m):
+                flags[j] = v[j] == 0
+            for j in range(m, BLOCK):
+                flags[j] = 0
+            for j in range((m + 7) // 8):
+                # gathers the lowest bits of eight bytes in the highest byte
+                bits[byte + s // 8 + j] = (eights[j] * np.uint64(0x0102040810204080)) >> np.uint64(56)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def set_zeros(first, last, pieces, at, bits_at, units, bits):
+    """Set the marked entries to 0.
+
+    Args:
+        first: the first piece.
+        last: one beyond the last piece.
+        pieces: (tensor, first entry, number of entries) of each piece; the first entry a multiple of 8.
+        at: address of each tensor's weights; 0 for one to be left alone.
+        bits_at: where each tensor's bits begin, in bytes.
+        units: 1 and the largest number, in the dtype of the tensors, shape (2,).
+        bits: what :func:`mark_zeros` wrote.
+    """
+    one, width = units[0], units.itemsize
+    zero = one - one
+    flags = np.empty(BLOCK, np.uint8)
+    eights = flags.view(np.uint64)
+    for i in range(first, last):
+        k, start, n = pieces[i]
+        if at[k] == 0:
+            continue
+        w = _array(at[k], start, n, one, width)
+        byte = bits_at[k] + start // 8
+        for s in range(0, n, BLOCK):
+            m = min(BLOCK, n - s)
+            for j in range((m + 7) // 8):
+                eights[j] = _EIGHT_FLAGS[bits[byte + s // 8 + j]]
+            v = w[s : s + m]
+            for j in range(m):
+                v[j] = v[j] if flags[j] == 0 else zero

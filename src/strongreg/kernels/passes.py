@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -112,9 +112,39 @@ class Passes:
                 host does not know whether the gate is open.
             step_sizes: effective step size for each, K entries.
         """
+        if not any(isinstance(factor, Tensor) or factor for factor in factors):
+            return
         weights = [target.param for target in self._targets]
         for rows, way in self._current():
             way.shrink(_at(weights, rows), _at(factors, rows), _at(step_sizes, rows))
+
+    def mark_zeros(
+        self, weights: Sequence[Tensor], others: Sequence[Tensor | None], flags: Sequence[bool | Tensor]
+    ) -> list[Any]:
+        """Mark the weights that are 0.
+
+        Args:
+            weights: the weights before the step, K tensors.
+            others: what is to be marked beside them, K boolean tensors, or None.
+            flags: whether anything of a tensor is to be marked at all, K entries; 0-d tensors where the host does not
+                know.
+
+        Returns:
+            For :meth:`set_zeros`.
+        """
+        return [
+            way.mark_zeros(_at(weights, rows), _at(others, rows), _at(flags, rows)) for rows, way in self._current()
+        ]
+
+    def set_zeros(self, marks: list[Any]) -> None:
+        """Set what was marked to zero in every parameter, in place.
+
+        Args:
+            marks: what :meth:`mark_zeros` returned.
+        """
+        weights = [target.param for target in self._targets]
+        for (rows, way), marked in zip(self._parts, marks, strict=True):
+            way.set_zeros(_at(weights, rows), marked)
 
     def _current(self) -> list[tuple[list[int], _Way]]:
         """The ways for the parameters as they are now: a network may have been moved or converted."""

@@ -13,11 +13,12 @@ from torch import Tensor
 from strongreg.coherence import inner_products, squared_norm
 from strongreg.groups import Target
 from strongreg.kernels.adam import AdamStep
+from strongreg.kernels.zeros import BooleanZeros
 from strongreg.penalties import Penalty
 from strongreg.precision import at_least_float32, scalar_dtype
 
 
-class ReferencePasses:
+class ReferencePasses(BooleanZeros):
     """The passes over any tensors.
 
     Args:
