@@ -7,6 +7,7 @@ becomes slower does so for all of them.
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -46,21 +47,41 @@ class Still(Optimizer):
         return None if closure is None else closure()
 
 
+class Marks:
+    """Points in time; on a GPU of its own clock, when it gets there."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._marks: list[Any] = []
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    def mark(self) -> None:
+        """Now."""
+        if self._device.type != "cuda":
+            self._marks.append(time.perf_counter())
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._marks.append(event)
+
+    def seconds(self) -> list[float]:
+        """The times between the marks."""
+        pairs = itertools.pairwise(self._marks)
+        if self._device.type != "cuda":
+            return [last - first for first, last in pairs]
+        torch.cuda.synchronize(self._device)
+        return [first.elapsed_time(last) / 1e3 for first, last in pairs]
+
+
 def seconds_per_call(function: Callable[[], object], number: int, device: torch.device) -> float:
-    """The time of a call; on a GPU by its own clock, from the first piece of work to the last."""
-    if device.type == "cuda":
-        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize(device)
-        first.record()
-        for _ in range(number):
-            function()
-        last.record()
-        torch.cuda.synchronize(device)
-        return first.elapsed_time(last) / 1e3 / number
-    start = time.perf_counter()
+    """The time of a call."""
+    marks = Marks(device)
+    marks.mark()
     for _ in range(number):
         function()
-    return (time.perf_counter() - start) / number
+    marks.mark()
+    return marks.seconds()[0] / number
 
 
 def calls_within(seconds: float, of_a_call: float, most: int = 200) -> int:

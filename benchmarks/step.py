@@ -149,7 +149,9 @@ def _check_gates(contenders: dict[str, Contender]) -> None:
         if each.regularizer is not None:
             share = each.regularizer.summary().total.open_fraction
             if share != float(each.opens):
-                raise RuntimeError(f"{name}: the gate was open at {share:.0%} of the steps, not {float(each.opens):.0%}")
+                raise RuntimeError(
+                    f"{name}: the gate was open at {share:.0%} of the steps, not {float(each.opens):.0%}"
+                )
 
 
 def _row(turns: list[dict[str, float]], name: str, contender: Contender) -> dict[str, Any]:
@@ -212,7 +214,13 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     name, base, ms = row["contender"], row["base"], f"{row['ms']:.3g}"
     if name in (COPY, IN_PLACE):
         words = WORDS_OF_A_STEP / WORDS_OF_A_COPY
-        return f"9 words by {name}", f"{words * row['ms']:.3g}", f"{words * row['median']:.2f}", _spread(row, words), base
+        return (
+            f"9 words by {name}",
+            f"{words * row['ms']:.3g}",
+            f"{words * row['median']:.2f}",
+            _spread(row, words),
+            base,
+        )
     return name, ms, f"{row['median']:.2f}", _spread(row), base
 
 
