@@ -13,12 +13,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from parameter_sets import Restorer
-from rounds import Still
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 import strongreg
+from parameter_sets import Restorer
+from rounds import Still
 from strongreg.groups import select_targets
 from strongreg.kernels import compiled
 

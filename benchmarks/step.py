@@ -3,15 +3,15 @@
 python benchmarks/step.py [--networks vgg16 ...] [--threads 1 2] [--rounds N] [--json FILE] [--markdown FILE]
 python benchmarks/step.py --device cuda
 
-About 15 minutes per number of threads on a CPU; without transformer-124m, 6. Peers need `pip install '.[benchmarks]'`; one that is
-missing is left out and named.
+About 15 minutes per number of threads on a CPU, 6 without transformer-124m. Peers need `pip install '.[benchmarks]'`;
+one that is missing is left out and named.
 
 All contenders of a network work on the same weights and the same random gradients, which are set back before each turn,
-and those with the same optimizer on the same state: no one has better places in memory, and the 124 M weights fit
-besides eight optimizers' states. Within a round they take turns; a ratio is taken within a round, the median and the
-quartiles over the rounds are shown. A turn is one step of a large network and many of a small one, after an untimed one.
-The learning rate is so small that the weights stay, and every entry takes part in the proximal step. Each gate is
-checked to have been open, or closed, at all steps as its name says.
+and those with the same optimizer on the same state: no one has better places in memory, and transformer-124m fits into
+8 GB. Within a round they take turns; a ratio is taken within a round, the median and the quartiles over the rounds are
+shown. A turn is one step of a large network and many of a small one, after an untimed one. The learning rate is so small
+that the weights stay, and every entry takes part in the proximal step. Each gate is checked to have been open, or
+closed, at all steps as its name says.
 
 A step of fused SGD with L1 and gate has to move 9 words per weight: SGD reads weight, gradient and momentum and writes
 two of them, the gate reads weight and gradient, the proximal step reads and writes the weight. The floor is the time of
@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from contenders import ALONE, COPY, IN_PLACE, L1_GATE, L1_IN_LOSS, PAT, SGD_FUSED, Arena, Contender
 from parameter_sets import NETWORKS, build
 from rounds import (
@@ -192,8 +193,8 @@ def render(content: dict[str, Any]) -> str:
     for network in content["networks"]:
         parts.append(
             f"\n{network['network']}: {network['num_weights']:,} weights in {network['num_tensors']} tensors, "
-            f"{network['num_penalized']:,} penalized, threads: {network['threads']} ({network['busy_threads']:.1f} busy "
-            f"in fused SGD), {network['steps_per_turn']} steps per turn\n\n"
+            f"{network['num_penalized']:,} penalized, {network['steps_per_turn']} steps per turn, "
+            f"threads: {network['threads']} ({network['busy_threads']:.1f} busy in fused SGD)\n\n"
         )
         header = ("contender", "ms per step", "ratio", "quartiles", "to")
         rows = [_cells(row) for row in network["rows"]]

@@ -1,4 +1,4 @@
-"""How long a whole training step takes, forward, backward and optimizer, with a Regularizer and without: ratios of one run.
+"""How long a training step takes, forward, backward and optimizer, with a Regularizer and without: ratios of one run.
 
 python benchmarks/train.py [--networks vgg16 resnet18] [--threads 2] [--rounds N] [--json FILE] [--markdown FILE]
 python benchmarks/train.py --device cuda --dtype bf16 --channels-last
@@ -9,9 +9,9 @@ before its turn and detached after it, and who is first changes from round to ro
 step, so that both passes over the weights are paid for.
 
 The ratio is that of the medians over the rounds, with the 95 % interval of a bootstrap. Where steps vary by more than
-what the Regularizer costs, look at the second ratio, "by optimizer steps": within the same training steps the steps of the
-optimizer are timed by themselves, and what the Regularizer adds to one is taken relative to a whole step without. It
-leaves out what a colder cache may cost the next forward pass.
+what the Regularizer costs, look at the second ratio, "by optimizer steps": within the same training steps the steps of
+the optimizer are timed by themselves, and what the Regularizer adds to one is taken relative to a whole step without.
+It leaves out what a colder cache may cost the next forward pass.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
+import strongreg
 from rounds import (
     Marks,
     calls_within,
@@ -35,9 +38,6 @@ from rounds import (
     versions,
     write,
 )
-from torch import Tensor, nn
-
-import strongreg
 from strongreg.experiments.models import build_model
 
 SHAPES = {"vgg16": (3, 32, 32), "resnet18": (3, 32, 32), "vit_tiny": (3, 32, 32), "lenet300": (1, 28, 28)}
