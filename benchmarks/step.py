@@ -6,12 +6,12 @@ python benchmarks/step.py --device cuda
 About 15 minutes per number of threads on a CPU, 6 without transformer-124m. Peers need `pip install '.[benchmarks]'`;
 one that is missing is left out and named.
 
-All contenders of a network work on the same weights and the same random gradients, which are set back before each turn,
-and those with the same optimizer on the same state: no one has better places in memory, and transformer-124m fits into
-8 GB. Within a round they take turns; a ratio is taken within a round, the median and the quartiles over the rounds are
-shown. A turn is one step of a large network and many of a small one, after an untimed one. The learning rate is so small
-that the weights stay, and every entry takes part in the proximal step. Each gate is checked to have been open, or
-closed, at all steps as its name says.
+All contenders of a network work on the same weights and the same random gradients, which are set back before each
+turn, and those with the same optimizer on the same state: no one has better places in memory, and transformer-124m
+fits into 8 GB. Within a round they take turns; a ratio is taken within a round, the median and the quartiles over the
+rounds are shown. A turn is one step of a large network and many of a small one, after an untimed one. The learning
+rate is so small that the weights stay, and every entry takes part in the proximal step. Each gate is checked to have
+been open, or closed, at all steps as its name says.
 
 A step of fused SGD with L1 and gate has to move 9 words per weight: SGD reads weight, gradient and momentum and writes
 two of them, the gate reads weight and gradient, the proximal step reads and writes the weight. The floor is the time of
