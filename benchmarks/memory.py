@@ -187,7 +187,7 @@ def render(content: dict[str, Any]) -> str:
             known = case[key] is not None
             cells += [f"{case[key]:,}", f"{case[key] / case['parameter_bytes']:.2%}"] if known else ["-", "-"]
         rows.append(cells)
-    notes = "".join(f"\n{name}: {note}.\n" for name, note in NOTES.items())
+    notes = "".join(f"\n{name}: {note}.\n" for name, note in NOTES.items() if any(name in row for row in rows))
     bars = ("network", "optimizer", "regularizer", "more than bare", "share of parameters", "limit", "met")
     verdicts = [
         (
@@ -204,6 +204,7 @@ def main() -> None:
     """Measure and print two tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME")
+    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS), metavar="NAME")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
     parser.add_argument("--markdown", type=Path, help="file to write the tables to")
@@ -215,7 +216,7 @@ def main() -> None:
         return
     cases = []
     for network in arguments.networks:
-        for optimizer in OPTIMIZERS:
+        for optimizer in arguments.optimizers:
             for regularizer in REGULARIZERS:
                 options = ("--networks", network, "--device", arguments.device, "--case", optimizer, regularizer)
                 command = [sys.executable, __file__, *options]

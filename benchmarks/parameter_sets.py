@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import torch
@@ -37,7 +38,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 def build(name: str, device: torch.device) -> nn.Module:
-    """The network on its device, with random gradients."""
+    """The network on its device, with random gradients; what was there before it is gone."""
+    gc.collect()
     torch.manual_seed(0)
     model = NETWORKS[name]().to(device)
     add_gradients(model)

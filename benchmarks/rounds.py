@@ -6,6 +6,7 @@ becomes slower does so for all of them.
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import itertools
 import json
@@ -140,7 +141,9 @@ def describe(device: torch.device) -> str:
 
 def free_bytes(device: torch.device) -> int:
     """Memory that can be taken without taking it from something else."""
+    gc.collect()  # a Regularizer and its optimizer refer to each other
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():

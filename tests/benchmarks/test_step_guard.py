@@ -13,7 +13,9 @@ from torch import nn
 import strongreg
 from strongreg.timing import interleaved_medians
 
-BOUND = 4.2  # twice the bar of benchmarks/step.py; it was 16 before the loops were compiled, and is 5 or more without them
+BOUND = (
+    4.2  # twice the bar of benchmarks/step.py; it was 16 before the loops were compiled, and is 5 or more without them
+)
 ATTEMPTS = 6
 WIDTHS = (3, 64, 128, 256, 256, 512, 256)
 
