@@ -18,6 +18,9 @@ two of them, the gate reads weight and gradient, the proximal step reads and wri
 so many words, by copies of all weights (a copy moves 2) and by multiplications in place (2, too). "Regularizer alone"
 is attached to an optimizer that does nothing; it moves 4 words, as 2 copies do.
 
+How many threads were busy in fused SGD is shown: where it is well below the number of threads, other processes had the
+cores, and the figures are worth little.
+
 L1 and L2 in the loss are autograd of strength * sum |w|, backward into .grad, and fused SGD. PAT is torchao's
 PruneOptimizer with ProxLasso on fused SGD. Cautious Weight Decay is `BaseOptimizer.apply_cautious_weight_decay` of
 pytorch-optimizer 3.9 to 4.0, which only its experimental Ranger25 calls, after fused SGD and with its momentum as the
@@ -200,15 +203,21 @@ def render(content: dict[str, Any]) -> str:
         rows = [_cells(row) for row in network["rows"]]
         parts.append(markdown_table(header, rows))
         parts += [f"\nLeft out: {name} ({remedy})\n" for name, remedy in network["left_out"].items()]
-    header = ("bar", "network", "threads", "measured", "quartiles", "limit", "met")
-    rows = [
-        (
-            *(verdict["bar"], verdict["network"], verdict["threads"], f"{verdict['median']:.2f}", _spread(verdict)),
-            *(verdict["limit"], "yes" if verdict["met"] else "no"),
+    return "".join([*parts, "\n", _verdict_table(content["verdicts"])])
+
+
+def _verdict_table(verdicts: list[dict[str, Any]]) -> str:
+    """A row per network and number of threads, a column per bar."""
+    bars = list(dict.fromkeys((verdict["bar"], verdict["limit"]) for verdict in verdicts))
+    places = list(dict.fromkeys((verdict["network"], verdict["threads"]) for verdict in verdicts))
+    cells = {
+        (verdict["network"], verdict["threads"], verdict["bar"]): (
+            f"{verdict['median']:.2f} ({_spread(verdict)}): {'yes' if verdict['met'] else 'no'}"
         )
-        for verdict in sorted(content["verdicts"], key=lambda verdict: verdict["bar"])
-    ]
-    return "".join([*parts, "\n", markdown_table(header, rows)])
+        for verdict in verdicts
+    }
+    header = ("network", "threads", *(f"{bar} {limit}" for bar, limit in bars))
+    return markdown_table(header, [(*place, *(cells.get((*place, bar), "-") for bar, _ in bars)) for place in places])
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
