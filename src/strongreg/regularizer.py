@@ -85,7 +85,7 @@ class Regularizer:
         coherence_of: what the penalty must be coherent with: "gradient", the loss gradient; "step", the step that the
             optimizer takes; "auto", the default, the step in proximal mode with optimizers that rescale the gradient
             (Adam and its kin, docs/theory.md, equation 7), otherwise the gradient. "step" keeps a copy of the penalized
-            weights during each step.
+            weights during each step, but for Adam and AdamW on the CPU.
         history_every: record every n-th step in ``history``; 0 for none.
         warn_of_collapse: warn once when the recorded steps show that the penalty has taken over.
 

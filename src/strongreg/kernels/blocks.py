@@ -77,6 +77,7 @@ class BlockedPasses(BooleanZeros):
     ) -> Tensor:
         if pull is None:
             return torch.stack([*[torch.zeros((), dtype=torch.float64)] * 3, _square(weight)])
+        penalty = self._penalties[i]
         sources = [pull, minus] if adam is None else [pull, adam.exp_avg, adam.exp_avg_sq]
         blocks = self._blocks(i, weight)
         nothing = [None] * len(blocks)
@@ -86,14 +87,17 @@ class BlockedPasses(BooleanZeros):
             w = at_least_float32(block)
             p = moved if adam is None else adam.entries(moved, block, *others)
             p = _flat(p) if adam is not None or others[0] is None else _flat(p) - _flat(others[0])
-            r, w = _flat(self._penalties[i].subgradient(w)), _flat(w)
-            parts += [torch.dot(p, p), torch.dot(p, r), torch.dot(r, r), torch.dot(w, w)]
-        sums = torch.stack(parts).double().reshape(-1, 4).sum(dim=0)
-        if is_safe_square(sums[0]) and is_safe_square(sums[2]) and is_safe_square(sums[3]):
-            return sums
+            parts += [torch.dot(p, p), torch.dot(_flat(w), _flat(w))]
+            if penalty.strength > 0:
+                r = _flat(penalty.subgradient(w))
+                parts += [torch.dot(p, r), torch.dot(r, r)]
+        by_block = torch.stack(parts).double().reshape(len(blocks), -1).sum(dim=0)
+        if all(is_safe_square(square) for square in (by_block[0], by_block[1], by_block[-1])):
+            nothing_more = by_block.new_zeros(4 - len(by_block))
+            return torch.cat([by_block, nothing_more])[[0, 2, 3, 1]]
         if adam is not None:
             pull = adam.entries(pull, weight, adam.exp_avg, adam.exp_avg_sq)
-        return reference.sums(self._penalties[i], pull, minus, weight)
+        return reference.sums(penalty, pull, minus, weight)
 
     def _blocks(self, i: int, tensor: Tensor) -> list[Tensor]:
         """Views of parts of a tensor that the penalty treats on their own, in the order of the memory."""

@@ -36,7 +36,7 @@ def _loops() -> Any:
         return None
     try:
         return importlib.import_module("strongreg.kernels.compiled_loops")
-    except (ImportError, AttributeError, OSError):  # a numba that does not fit the installed numpy or Python
+    except (ImportError, AttributeError, OSError, RuntimeError):  # it does not fit numpy or Python, or finds no cache
         return None
 
 
