@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from strongreg.scalars import Scalars, as_scalars
 from strongreg.warning import warn
 
 Group = dict[str, Any]
+_Result = TypeVar("_Result")
 StepArguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -129,6 +130,20 @@ def _stands_at(optimizer: Optimizer, target: Target, position: tuple[int, int]) 
     i, j = position
     groups = optimizer.param_groups
     return i < len(groups) and j < len(groups[i]["params"]) and groups[i]["params"][j] is target.param
+
+
+def of_groups(groups: Sequence[Group], what: Callable[[Group], _Result]) -> list[_Result]:
+    """What holds for the parameter group of each target, computed once for each group: it may be a tensor.
+
+    Args:
+        groups: K parameter groups, most of them the same ones.
+        what: of a group.
+
+    Returns:
+        K results, for the same group the same object.
+    """
+    results = {id(group): what(group) for group in {id(group): group for group in groups}.values()}
+    return [results[id(group)] for group in groups]
 
 
 def gradient_sign(group: Group) -> float:

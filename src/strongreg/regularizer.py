@@ -31,6 +31,7 @@ from strongreg.optimizers import (
     gradient_sign,
     held_targets,
     loss_scale,
+    of_groups,
     unwrap,
     warn_of_weight_decay,
     with_closure,
@@ -402,8 +403,8 @@ class Regularizer:
         if decision is None:
             decision = self._decide(optimizer, before)
         if self.mode == "proximal":
-            groups = zip(self._index.groups(optimizer), before.has_gradient, strict=True)
-            steps = [effective_step_size(optimizer, group) if has_gradient else 0.0 for group, has_gradient in groups]
+            sizes = of_groups(self._index.groups(optimizer), lambda group: effective_step_size(optimizer, group))
+            steps = [size if has else 0.0 for size, has in zip(sizes, before.has_gradient, strict=True)]
             self._passes.shrink(per_tensor(decision.multipliers, self._devices), steps)
         for target, mask in zip(self.targets, self._frozen, strict=bool(self._frozen)):
             target.param.masked_fill_(mask, 0.0)
