@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from triton.runtime.interpreter import InterpretedFunction
 
 import strongreg
-from contract.devices import take_the_cpu_for_an_accelerator
+from contract.devices import OPTIMIZERS, launches_of_a_step, take_the_cpu_for_an_accelerator
 from contract.optimizers import batch, make_model, make_optimizer
 from kernels.twins import (
     PENALTIES,
@@ -27,7 +28,6 @@ from strongreg import L1, L2, MCP, GroupL2, Regularizer, SparseGroup
 from strongreg.kernels import multi_tensor, passes
 from strongreg.kernels.multi_tensor import MultiTensorPasses
 from strongreg.kernels.reference import ReferencePasses
-from strongreg.penalties.base import at_least_float32
 
 _SHAPES = [(5, 7), (2, 3, 3, 3), (3, 300), (0, 4), (1, 1)]
 
@@ -252,4 +252,16 @@ def test_whole_steps_are_those_of_the_reference(name, penalty, monkeypatch):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
         assert torch.equal(a == 0, b == 0)
     assert reg.history["open"].tolist() == expected_reg.history["open"].tolist()
-    assert at_least_float32(found[0]).isfinite().all()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_launches_as_much_for_few_layers_as_for_many(name, monkeypatch):
+    monkeypatch.setattr(passes, "_WAYS", (MultiTensorPasses,))
+    monkeypatch.setattr(multi_tensor, "_DEVICES", ("cpu",))
+    take_the_cpu_for_an_accelerator(monkeypatch)
+    launched, run = [], InterpretedFunction.run
+    monkeypatch.setattr(InterpretedFunction, "run", lambda self, *a, **k: (launched.append(self), run(self, *a, **k)))
+    penalties = {"0.weight": L1(0.1), "*weight": GroupL2(0.1)}
+    few, many = launches_of_a_step(3, penalties, name), len(launched)
+    assert launches_of_a_step(9, penalties, name) == few
+    assert len(launched) == 2 * many

@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 
-from contract.devices import take_the_cpu_for_an_accelerator
+from contract.devices import OPTIMIZERS, launches_of_a_step, take_the_cpu_for_an_accelerator
 from kernels.twins import (
     PENALTIES,
     check_nothing_changes,
@@ -19,7 +19,7 @@ from kernels.twins import (
     target,
 )
 from strongreg import L1, L2, GroupL2, SparseGroup
-from strongreg.kernels import foreach
+from strongreg.kernels import foreach, passes
 from strongreg.kernels.foreach import ForeachPasses
 from strongreg.kernels.reference import ReferencePasses
 
@@ -141,6 +141,14 @@ def test_autograd_sees_that_the_weights_have_changed():
     before = [each.param._version for each in targets]
     ForeachPasses(targets).shrink([each.param.detach() for each in targets], [1.0, 1.0], [0.1, 0.1])
     assert all(each.param._version > version for each, version in zip(targets, before, strict=True))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("penalty", [L1(0.1), GroupL2(0.1)], ids=repr)
+def test_a_step_launches_as_much_for_few_layers_as_for_many_but_for_the_norms_of_groups(name, penalty, monkeypatch):
+    monkeypatch.setattr(passes, "_WAYS", (ForeachPasses,))
+    few, many = (launches_of_a_step(count, penalty, name) for count in (3, 9))
+    assert set(many - few) <= ({"linalg_vector_norm"} if isinstance(penalty, GroupL2) else set())
 
 
 def test_it_takes_dense_tensors_of_known_terms_on_an_accelerator(monkeypatch):
