@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kernels.twins import target
-from strongreg import L1
+from strongreg import L1, GroupL2
 from strongreg.kernels import multi_tensor
 
 pytest.importorskip("triton")
@@ -57,6 +57,48 @@ def test_the_loops_compile_for_a_gpu(name, dtype, capability, tmp_path, monkeypa
     assert "approx" not in code
     if name.startswith("shrink") and dtype == torch.bfloat16:
         assert "cvt.rn.bf16" in code
+
+
+class _DriverOfNoGpu:
+    """What Triton asks of a driver before it compiles."""
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return device
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_launches_of_a_step_compile_as_they_are_made(dtype, tmp_path, monkeypatch):
+    """All but the launch itself: the arguments are taken apart, and what they ask for is compiled."""
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    launched, run = [], JITFunction.run
+
+    def warm_up(loop, *arguments, grid, **options):
+        launched.append((loop.__name__, *grid))
+        return run(loop, *arguments, grid=grid, **{**options, "warmup": True})
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(JITFunction, "run", warm_up)
+    targets = [target(penalty, torch.randn(4, 5).to(dtype)) for penalty in (L1(0.1), GroupL2(0.1, dim=0))]
+    weights = [each.param.detach() for each in targets]
+    monkeypatch.setattr(driver, "_active", _DriverOfNoGpu())
+    passes = multi_tensor.MultiTensorPasses(targets)
+    passes.products(weights, weights, weights)
+    passes.squares(weights)
+    passes.shrink(weights, [torch.ones((), dtype=torch.float64)] * 2, [0.1, torch.tensor(0.1)])
+    assert launched == [
+        ("products", 1), ("products_of_groups", 1), ("sums", 2), ("squares", 2), ("sums", 2), ("shrink", 1),
+        ("shrink_groups", 1),
+    ]  # fmt: skip
 
 
 def test_without_triton_there_are_no_loops(monkeypatch):

@@ -88,4 +88,4 @@ def check_shrink(way, targets, factors, step_sizes, *, cuts_off=False, rounded=F
 def check_nothing_changes(way, targets, factors, step_sizes):
     """No bit changes."""
     after = shrunk(way, targets, factors, step_sizes)
-    assert all(same_bits(a, each.param.detach()) for a, each in zip(after, targets, strict=True))
+    assert all(same_bits(a.cpu(), each.param.detach().cpu()) for a, each in zip(after, targets, strict=True))

@@ -87,18 +87,20 @@ class _Joined:
 
     def __init__(self, targets: Sequence[Target]) -> None:
         self._params = [target.param for target in targets]
-        self._device, self._dtype = self._params[0].device, self._params[0].dtype
+        self._device = self._params[0].device
         self._constant = Constants()
         self._sizes = [param.numel() for param in self._params]
         terms = [known_terms(target) or Terms() for target in targets]
         self._terms = terms[0]
-        self._strengths = [target.penalty.strength for target in targets]
-        # of each group: the tensor that it is in, its number of entries, the weight of its norm
-        self._group_of = (
-            [k for k, param in enumerate(self._params) for _ in range(len(param))] if terms[0].group else []
-        )
-        self._lengths = [self._sizes[k] // len(self._params[k]) for k in self._group_of]
-        self._group_weights = [terms[k].group for k in self._group_of]
+        self._strengths = self._numbers([target.penalty.strength for target in targets])
+        self._repeats = torch.tensor(self._sizes, device=self._device), sum(self._sizes)
+        # of each group the tensor that it is in, the weight of its norm, its number of entries
+        grouped = self._params if self._terms.group else []
+        of_groups = [k for k, param in enumerate(grouped) for _ in range(len(param))]
+        lengths = [self._sizes[k] // len(self._params[k]) for k in of_groups]
+        self._group_of = torch.tensor(of_groups, dtype=torch.int64, device=self._device)
+        self._group_weights = self._numbers([terms[k].group for k in of_groups])
+        self._group_repeats = torch.tensor(lengths, dtype=torch.int64, device=self._device), sum(lengths)
 
     def products(
         self, pulls: Sequence[Tensor | None], minus: Sequence[Tensor | None], weights: Sequence[Tensor]
@@ -110,14 +112,14 @@ class _Joined:
         if any(other is not None for other in minus):
             pairs = zip(minus, weights, strict=True)
             q = self._join([w if other is None else other for other, w in pairs])
-            p = p - q * self._spread(self._numbers([float(other is not None) for other in minus]), self._sizes)
+            p = p - q * self._spread(self._numbers([float(other is not None) for other in minus]), self._repeats)
         r = self._subgradient(w).to(wide)
         p, w = p.to(wide), w.to(wide)
         cross = p * r
         # torch sums many tensors at once as norms only: the positive and the negative part, each of one sign
         norms = _norms(self._split(p, r, w), 2, wide).view(3, -1).square()
         parts = _norms(self._split(cross.clamp(min=0), cross.clamp(max=0)), 1, wide).view(2, -1)
-        strengths, known = self._numbers(self._strengths), self._numbers([float(pull is not None) for pull in pulls])
+        strengths, known = self._strengths, self._numbers([float(pull is not None) for pull in pulls])
         sums = torch.stack([norms[0], (parts[0] - parts[1]) * strengths, norms[1] * strengths.square()])
         return torch.cat([torch.where(known > 0, sums, 0.0), norms[2:]]).T
 
@@ -127,9 +129,9 @@ class _Joined:
         """See :meth:`ForeachPasses.shrink`."""
         dtype = scalar_dtype(self._device)
         multipliers, steps = (one_tensor(each, dtype, self._device, self._constant) for each in (factors, step_sizes))
-        thresholds = steps.clamp(min=0) * multipliers * self._numbers(self._strengths)
+        thresholds = steps.clamp(min=0) * multipliers * self._strengths
         w = self._join(weights)
-        is_open = self._spread((thresholds > 0).to(w.dtype), self._sizes) > 0
+        is_open = self._spread((thresholds > 0).to(w.dtype), self._repeats) > 0
         shrunk = torch.where(is_open, self._prox(w, thresholds), w)
         torch._foreach_copy_([_in_memory(weight) for weight in weights], self._split(shrunk))
 
@@ -144,25 +146,24 @@ class _Joined:
             r = r + terms.l2 * w
         if terms.group:
             norms = self._norms_of_groups(w)
-            factors = torch.where(norms == 0, 0.0, self._constant(self._group_weights, w.dtype, w.device) / norms)
-            r = r + w * self._spread(factors, self._lengths)
+            unit = w / self._spread(torch.where(norms == 0, 1.0, norms), self._group_repeats)
+            r = r + unit * self._spread(self._group_weights.to(w.dtype), self._group_repeats)
         return r
 
     def _prox(self, w: Tensor, thresholds: Tensor) -> Tensor:
         """The proximal operator with a threshold for each tensor."""
         terms = self._terms
         if not math.isinf(terms.cutoff):
-            return MCP(1.0, terms.cutoff)._prox(w, self._spread((thresholds * terms.l1).to(w.dtype), self._sizes))
+            return MCP(1.0, terms.cutoff)._prox(w, self._spread((thresholds * terms.l1).to(w.dtype), self._repeats))
         if terms.l1:
-            w = soft_threshold(w, self._spread((thresholds * terms.l1).to(w.dtype), self._sizes))
+            w = soft_threshold(w, self._spread((thresholds * terms.l1).to(w.dtype), self._repeats))
         if terms.l2:
-            w = w / self._spread((1 + thresholds * terms.l2).to(w.dtype), self._sizes)
+            w = w / self._spread((1 + thresholds * terms.l2).to(w.dtype), self._repeats)
         if terms.group:
             norms = self._norms_of_groups(w)
-            of_groups = thresholds.index_select(0, self._constant(self._group_of, torch.int64, w.device))
-            t = (of_groups * self._constant(self._group_weights, of_groups.dtype, w.device)).to(w.dtype)
+            t = (thresholds.index_select(0, self._group_of) * self._group_weights).to(w.dtype)
             # written so that a NaN norm falls through to NaN weights
-            kept = self._spread(torch.where(norms <= t, 0.0, 1 - t / norms), self._lengths)
+            kept = self._spread(torch.where(norms <= t, 0.0, 1 - t / norms), self._group_repeats)
             w = torch.where(kept == 0, 0.0, w * kept)
         return w
 
@@ -180,10 +181,9 @@ class _Joined:
     def _split(self, *joined: Tensor) -> list[Tensor]:
         return [part for each in joined for part in each.split(self._sizes)]
 
-    def _spread(self, numbers: Tensor, lengths: list[int]) -> Tensor:
+    def _spread(self, numbers: Tensor, repeats: tuple[Tensor, int]) -> Tensor:
         """A number for each entry, from one for each tensor or group."""
-        repeats = self._constant(lengths, torch.int64, self._device)
-        return torch.repeat_interleave(numbers, repeats, output_size=sum(lengths))
+        return torch.repeat_interleave(numbers, repeats[0], output_size=repeats[1])
 
     def _numbers(self, numbers: list[float]) -> Tensor:
         return self._constant(numbers, scalar_dtype(self._device), self._device)
