@@ -98,7 +98,7 @@ def test_the_core_needs_nothing_but_torch_and_numpy(path):
     # within a function only: tests/test_import.py sees that nothing optional is loaded with the package
     optional = {
         "compression": {"safetensors", "onnx", "onnxruntime", "onnxscript"},
-        "kernels": {"numba", "llvmlite"},
+        "kernels": {"numba", "llvmlite", "triton"},
     }.get(_part(path), set())
     assert roots <= {"torch", "numpy", "strongreg"} | optional
     assert "strongreg" not in imports

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from strongreg.decision import Decision
+from strongreg.devices import is_captured
 from strongreg.groups import Target
 from strongreg.scalars import as_scalars, namespace
 from strongreg.summary import Summary, SummaryRow, advise
@@ -73,7 +74,7 @@ class StepCounts:
 
     def warn_once_of_nonfinite(self) -> None:
         """Warn, the first time, if there were steps with a non-finite gradient; the host looks at the count."""
-        if not self._has_warned and int(self.num_nonfinite):
+        if not self._has_warned and not is_captured(self.num_nonfinite.device) and int(self.num_nonfinite):
             self._has_warned = True
             warn(
                 "the loss gradient holds NaN or infinity: the penalty is not imposed at such steps (counted in "

@@ -24,11 +24,24 @@ def reading_is_free(device: torch.device) -> bool:
     return device.type in _HOST
 
 
+def is_captured(device: torch.device) -> bool:
+    """Whether what is launched on a device now goes into a CUDA graph, to be done again at each replay.
+
+    Args:
+        device: the current device, or one that has no such graphs.
+
+    Returns:
+        True during a capture.
+    """
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 class Constants:
     """Tensors of host numbers, kept: to send one to an accelerator at each step would wait for the accelerator."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[Any, ...], Tensor] = {}
+        self._in_graphs: list[Tensor] = []
 
     def __len__(self) -> int:
         """Number of kept tensors."""
@@ -49,5 +62,7 @@ class Constants:
         if key not in self._kept:
             if len(self._kept) >= _MAX_CONSTANTS:  # which parameters have a gradient may differ at every step
                 self._kept.clear()
-            self._kept[key] = torch.tensor(values, dtype=dtype, device=device)
+            self._kept[key] = torch.tensor(key[0], dtype=dtype, device=device)
+        if is_captured(device):
+            self._in_graphs.append(self._kept[key])  # it is read at each replay
         return self._kept[key]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from strongreg.devices import reading_is_free
+from strongreg.devices import is_captured, reading_is_free
 from strongreg.scalars import as_scalars
 
 Quantity = Literal["coherence", "open", "gradient_norm", "penalty_norm", "weight_norm"]
@@ -136,7 +136,7 @@ class History:
         return torch.cat(recent)[-count:] if recent else torch.empty((0, len(QUANTITIES)))
 
     def append(self, record: Tensor, step: Tensor) -> None:
-        """Write one record on its device.
+        """Write one record on its device; none while a CUDA graph is captured, whose replays would share its place.
 
         Args:
             record: shape (num_layers + 1, 5): a row per layer and one for the whole network, columns as in
@@ -144,6 +144,8 @@ class History:
             step: 0-d integer tensor, the step's number; negative marks a step that did not take place and is dropped
                 later.
         """
+        if is_captured(record.device):
+            return
         if self._block is None or self._block_steps is None or self._block.device != record.device:
             self.flush()
             self._block = torch.empty((_BLOCK_STEPS, *record.shape), dtype=torch.float32, device=record.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from strongreg.scalars import Scalars, as_scalars
 from strongreg.warning import warn
 
 Group = dict[str, Any]
+_Result = TypeVar("_Result")
 StepArguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -64,24 +65,6 @@ def effective_step_size(optimizer: Optimizer, group: Group) -> float | Tensor:
             "have a size"
         )
     return lr * float((1 - group.get("dampening", 0)) / (1 - group["momentum"]))
-
-
-def effective_step_sizes(
-    optimizer: Optimizer, groups: Sequence[Group], has_gradient: Sequence[bool]
-) -> list[float | Tensor]:
-    """The effective step size for each of some tensors.
-
-    Args:
-        optimizer: the optimizer.
-        groups: the parameter group of each tensor, K entries.
-        has_gradient: whether the optimizer moves the tensor at all, K entries.
-
-    Returns:
-        K step sizes, 0 where there is no gradient.
-    """
-    each = {id(group): group for group in groups}
-    sizes = {key: effective_step_size(optimizer, group) for key, group in each.items()}
-    return [sizes[id(group)] if has else 0.0 for group, has in zip(groups, has_gradient, strict=True)]
 
 
 def unwrap(optimizer: Any) -> Optimizer:
@@ -147,6 +130,20 @@ def _stands_at(optimizer: Optimizer, target: Target, position: tuple[int, int]) 
     i, j = position
     groups = optimizer.param_groups
     return i < len(groups) and j < len(groups[i]["params"]) and groups[i]["params"][j] is target.param
+
+
+def of_groups(groups: Sequence[Group], what: Callable[[Group], _Result]) -> list[_Result]:
+    """What holds for the parameter group of each target, computed once for each group: it may be a tensor.
+
+    Args:
+        groups: K parameter groups, most of them the same ones.
+        what: of a group.
+
+    Returns:
+        K results, for the same group the same object.
+    """
+    results = {id(group): what(group) for group in {id(group): group for group in groups}.values()}
+    return [results[id(group)] for group in groups]
 
 
 def gradient_sign(group: Group) -> float:

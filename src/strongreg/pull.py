@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 
 from strongreg.decision import BeforeStep
-from strongreg.devices import reading_is_free
+from strongreg.devices import Constants, reading_is_free
 from strongreg.groups import Target
 from strongreg.kernels import AdamStep, Passes, size_of_all
-from strongreg.optimizers import Group, effective_step_size, gradient_sign, loss_scale, step_is_skipped
+from strongreg.optimizers import Group, effective_step_size, gradient_sign, loss_scale, of_groups, step_is_skipped
 from strongreg.precision import scalar_dtype
-from strongreg.scalars import Scalars, as_scalars, namespace, stack
+from strongreg.scalars import Scalars, as_scalars, namespace, one_tensor, stack
 
 _FORESEEN = (torch.float32, torch.float64)  # in half precision the rounding of the step is part of it
 _SMALLEST_STEP_SIZE = 1e-30  # a learning rate of 0 moves nothing, and its reciprocal must stay finite
@@ -86,11 +86,13 @@ def look_before_step(
         gradient_sq = gradient_sq / (divisor * divisor)
     if taken is not None and foreseen is None:
         # undo the loss scale and the sign of an ascent
-        signs = [gradient_sign(group) for group in groups]
-        taken = scaled(taken, signs if scale is None else [sign / divisor for sign in signs])
+        unit = 1.0 if scale is None else 1 / divisor
+        taken = scaled(taken, of_groups(groups, lambda group: gradient_sign(group) * unit), passes.constant)
     after = products and of_step and foreseen is None
     if after:
-        weights = [weight.clone() for weight in weights]
+        copies = [torch.empty_like(weight) for weight in weights]
+        torch._foreach_copy_(copies, weights)
+        weights = copies
     return BeforeStep(weights, [grad is not None for grad in grads], gradient_sq, finite, skipped, taken, after, groups)
 
 
@@ -152,15 +154,17 @@ def products_of_step(
     moved = [weight if has_gradient else None for weight, has_gradient in pairs]
     now = [target.param for target in targets]
     products = as_scalars(passes.products(moved, before.weights, device, minus=now))
-    return scaled(products, [1 / _away_from_0(effective_step_size(optimizer, group)) for group in before.groups])
+    factors = of_groups(before.groups, lambda group: 1 / _away_from_0(effective_step_size(optimizer, group)))
+    return scaled(products, factors, passes.constant)
 
 
-def scaled(products: Scalars, factors: Sequence[float | Tensor]) -> Scalars:
+def scaled(products: Scalars, factors: Sequence[float | Tensor], constant: Constants) -> Scalars:
     """The inner products for pulls that are multiplied by factors.
 
     Args:
         products: as :meth:`strongreg.kernels.Passes.products` gives them, shape (K, 4).
         factors: K numbers, or tensors of one entry.
+        constant: what keeps tensors of host numbers.
 
     Returns:
         Shape (K, 4).
@@ -171,11 +175,8 @@ def scaled(products: Scalars, factors: Sequence[float | Tensor]) -> Scalars:
     by_row: Scalars
     if xp is np:
         by_row = np.array([float(factor) for factor in factors])
-    elif len({id(factor) for factor in factors}) == 1:  # one parameter group: nothing is sent to the accelerator
-        by_row = torch.as_tensor(factors[0], dtype=products.dtype).to(products.device).expand(len(products))
     else:
-        rows = [torch.as_tensor(factor, dtype=products.dtype).reshape(()).to(products.device) for factor in factors]
-        by_row = torch.stack(rows)
+        by_row = one_tensor(factors, products.dtype, products.device, constant)
     with np.errstate(invalid="ignore", over="ignore"):
         factors_of_columns = xp.stack([by_row * by_row, by_row, xp.ones_like(by_row), xp.ones_like(by_row)], 1)
         return products * factors_of_columns

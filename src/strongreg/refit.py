@@ -9,6 +9,7 @@ from torch import Tensor
 
 from strongreg.counts import StepCounts
 from strongreg.decision import BeforeStep, Decision
+from strongreg.devices import Constants
 from strongreg.groups import Target
 from strongreg.scalars import as_scalars, namespace, per_tensor
 
@@ -25,6 +26,7 @@ class ZeroMasks:
 
     def __init__(self, num_targets: int) -> None:
         self._masks: list[Tensor | None] = [None] * num_targets
+        self._constant = Constants()
 
     def look(
         self,
@@ -54,8 +56,10 @@ class ZeroMasks:
         frozen = None
         if has_begun:
             # zeros that the penalty had no part in stay free, unless there was no step at which it might have had one
-            able = torch.tensor([t.penalty.strength > 0 for t in targets]) if start == 0 else counts.num_open > 0
-            frozen = per_tensor((step >= start) & as_scalars(able.to(counts.step.device)), devices)
+            able = counts.num_open > 0
+            if start == 0:
+                able = self._constant([t.penalty.strength > 0 for t in targets], torch.bool, counts.step.device)
+            frozen = per_tensor((step >= start) & as_scalars(able), devices)
         if not has_begun or isinstance(step, Tensor):
             # a step that a GradScaler skips on the device moves no zeros: count it as another open one
             unmoved = decision.skipped | (step >= start)

@@ -26,11 +26,11 @@ from strongreg.optimizers import (
     StepArguments,
     StepNesting,
     effective_step_size,
-    effective_step_sizes,
     follows_gradient,
     gradient_sign,
     held_targets,
     loss_scale,
+    of_groups,
     unwrap,
     warn_of_weight_decay,
     with_closure,
@@ -403,11 +403,11 @@ class Regularizer:
         before, decision, self._before, self._decision = self._before, self._decision, None, None
         if before is None:
             return
-        if decision is None:
-            decision = self._decide(optimizer, before)
+        decision = self._decide(optimizer, before) if decision is None else decision
         if self.mode == "proximal":
-            sizes = effective_step_sizes(optimizer, before.groups, before.has_gradient)
-            self._passes.shrink(per_tensor(decision.multipliers, self._devices), sizes)
+            sizes = of_groups(before.groups, lambda group: effective_step_size(optimizer, group))
+            steps = [size if has else 0.0 for size, has in zip(sizes, before.has_gradient, strict=True)]
+            self._passes.shrink(per_tensor(decision.multipliers, self._devices), steps)
         if self._marked is not None:
             self._passes.set_zeros(self._marked)
         self._count(decision)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from strongreg.devices import reading_is_free
+from strongreg.devices import Constants, reading_is_free
 
 Scalars = Any
 """A numpy array, a numpy number or a tensor."""
@@ -79,4 +79,36 @@ def per_tensor(scalars: Scalars, devices: Sequence[torch.device]) -> list[Any]:
     """
     if not isinstance(scalars, Tensor):
         return list(scalars.tolist())
-    return [scalar.to(device) for scalar, device in zip(scalars.unbind(), devices, strict=True)]
+    there = {device: scalars.to(device).unbind() for device in dict.fromkeys(devices)}
+    return [there[device][i] for i, device in enumerate(devices)]
+
+
+def one_tensor(
+    numbers: Sequence[float | Tensor], dtype: torch.dtype, device: torch.device, constant: Constants
+) -> Tensor:
+    """One tensor of numbers, most of which are the same number again and again (of a parameter group).
+
+    Nothing is launched for each of them, and nothing waits for an accelerator.
+
+    Args:
+        numbers: K numbers, or tensors of one entry.
+        dtype: dtype of the result.
+        device: where the result is.
+        constant: what keeps tensors of host numbers.
+
+    Returns:
+        Shape (K,).
+    """
+    keys = [id(number) if isinstance(number, Tensor) else float(number) for number in numbers]
+    distinct = dict(zip(keys, numbers, strict=True))
+    made = [
+        number.reshape(()).to(device, dtype) if isinstance(number, Tensor)
+        else torch.full((), number, dtype=dtype, device=device)
+        for number in distinct.values()
+    ]  # fmt: skip
+    if len(made) == 1:
+        return made[0].expand(len(numbers))
+    if len(made) == len(numbers):
+        return torch.stack(made)
+    places = {key: place for place, key in enumerate(distinct)}
+    return torch.stack(made).index_select(0, constant([places[key] for key in keys], torch.int64, device))

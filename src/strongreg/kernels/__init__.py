@@ -1,7 +1,7 @@
 """The two passes of a step over weights and gradients: the inner products, and the proximal step.
 
 ``passes`` hands each parameter to the fastest way that takes it: ``compiled`` (CPU, numba), ``blocks`` (CPU, torch),
-``reference`` (everything).
+``multi_tensor`` (GPU, Triton), ``foreach`` (other accelerators, torch), ``reference`` (everything).
 """
 
 from strongreg.kernels.adam import AdamStep as AdamStep

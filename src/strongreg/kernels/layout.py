@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from strongreg.groups import Target
 from strongreg.penalties.terms import Terms
+
+_Entry = TypeVar("_Entry")
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -42,9 +47,16 @@ def laid_out_as(weight: Tensor, other: Tensor) -> Tensor:
     Returns:
         The tensor itself where it is like that already.
     """
-    if other.dtype == weight.dtype and other.stride() == weight.stride():
+    if other.dtype == weight.dtype and _have_same_strides(weight, other):
         return other
     return torch.empty_like(weight).copy_(other)
+
+
+def _have_same_strides(weight: Tensor, other: Tensor) -> bool:
+    if other.stride() == weight.stride():
+        return True
+    # along a dimension of size 1 nobody goes; torch gives gradients of 1x1 convolutions other strides there
+    return all(a == b or size <= 1 for a, b, size in zip(other.stride(), weight.stride(), weight.shape, strict=True))
 
 
 def is_plain(param: Tensor) -> bool:
@@ -74,3 +86,16 @@ def known_terms(target: Target) -> Terms | None:
     if terms is not None and terms.group and param.numel() and param.stride(0) * len(param) != param.numel():
         return None
     return terms
+
+
+def at(entries: Sequence[_Entry], rows: list[int]) -> Sequence[_Entry]:
+    """Some of the entries.
+
+    Args:
+        entries: K entries, one for each penalized tensor.
+        rows: the positions of those wanted, in ascending order.
+
+    Returns:
+        The entries at these positions.
+    """
+    return entries if len(rows) == len(entries) else [entries[i] for i in rows]

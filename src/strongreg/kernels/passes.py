@@ -7,35 +7,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from strongreg.devices import reading_is_free
+from strongreg.devices import Constants, reading_is_free
 from strongreg.groups import Target
 from strongreg.kernels.adam import AdamStep
 from strongreg.kernels.blocks import BlockedPasses
 from strongreg.kernels.compiled import CompiledPasses, square_of_all
+from strongreg.kernels.foreach import ForeachPasses
+from strongreg.kernels.layout import at
+from strongreg.kernels.multi_tensor import MultiTensorPasses
 from strongreg.kernels.reference import ReferencePasses
 from strongreg.precision import scalar_dtype
 from strongreg.scalars import Scalars, as_scalars
 
-_Entry = TypeVar("_Entry")
-_Way = CompiledPasses | BlockedPasses | ReferencePasses
-_WAYS: tuple[type[_Way], ...] = (CompiledPasses, BlockedPasses, ReferencePasses)
+_Way = CompiledPasses | BlockedPasses | MultiTensorPasses | ForeachPasses | ReferencePasses
+_WAYS: tuple[type[_Way], ...] = (CompiledPasses, BlockedPasses, MultiTensorPasses, ForeachPasses, ReferencePasses)
 
 
 class Passes:
     """The passes over the penalized tensors of a network, whatever their devices and dtypes.
+
+    Attributes:
+        constant: the numbers of the host that they need on an accelerator.
 
     Args:
         targets: the K penalized parameters.
     """
 
     def __init__(self, targets: Sequence[Target]) -> None:
+        self.constant = Constants()
         self._targets = targets
         self._seen: list[tuple[torch.device, torch.dtype, tuple[int, ...]]] = []
         self._parts: list[tuple[list[int], _Way]] = []
@@ -62,10 +68,9 @@ class Passes:
         """
         others = [None] * len(pulls) if minus is None else minus
         parts = [
-            (rows, way.products(_at(pulls, rows), _at(others, rows), _at(weights, rows)))
-            for rows, way in self._current()
+            (rows, way.products(at(pulls, rows), at(others, rows), at(weights, rows))) for rows, way in self._current()
         ]
-        return _gather(parts, len(pulls), device)
+        return self._gather(parts, device)
 
     def foreseen(
         self,
@@ -85,11 +90,11 @@ class Passes:
         Returns:
             Shape (K, 5): as from :meth:`products`, and of gradients and themselves.
         """
-        parts = [
-            (rows, way.foreseen(_at(gradients, rows), _at(steps, rows), _at(weights, rows)))
-            for rows, way in self._current()
-        ]
-        return _gather(parts, len(gradients), device)
+        parts = []
+        for rows, way in self._current():
+            assert not isinstance(way, MultiTensorPasses | ForeachPasses)  # for accelerators
+            parts.append((rows, way.foreseen(at(gradients, rows), at(steps, rows), at(weights, rows))))
+        return self._gather(parts, device)
 
     def squares(self, tensors: Sequence[Tensor | None], device: torch.device) -> Tensor:
         """Squared norms.
@@ -101,8 +106,8 @@ class Passes:
         Returns:
             Shape (K,), float64 where the device has it.
         """
-        parts = [(rows, way.squares(_at(tensors, rows))) for rows, way in self._current()]
-        return _gather(parts, len(tensors), device)
+        parts = [(rows, way.squares(at(tensors, rows))) for rows, way in self._current()]
+        return self._gather(parts, device)
 
     def shrink(self, factors: Sequence[float | Tensor], step_sizes: Sequence[float | Tensor]) -> None:
         """The proximal step of every parameter, in place.
@@ -116,7 +121,7 @@ class Passes:
             return
         weights = [target.param for target in self._targets]
         for rows, way in self._current():
-            way.shrink(_at(weights, rows), _at(factors, rows), _at(step_sizes, rows))
+            way.shrink(at(weights, rows), at(factors, rows), at(step_sizes, rows))
 
     def mark_zeros(
         self, weights: Sequence[Tensor], others: Sequence[Tensor | None], flags: Sequence[bool | Tensor]
@@ -132,9 +137,7 @@ class Passes:
         Returns:
             For :meth:`set_zeros`.
         """
-        return [
-            way.mark_zeros(_at(weights, rows), _at(others, rows), _at(flags, rows)) for rows, way in self._current()
-        ]
+        return [way.mark_zeros(at(weights, rows), at(others, rows), at(flags, rows)) for rows, way in self._current()]
 
     def set_zeros(self, marks: list[Any]) -> None:
         """Set what was marked to zero in every parameter, in place.
@@ -144,7 +147,7 @@ class Passes:
         """
         weights = [target.param for target in self._targets]
         for (rows, way), marked in zip(self._parts, marks, strict=True):
-            way.set_zeros(_at(weights, rows), marked)
+            way.set_zeros(at(weights, rows), marked)
 
     def _current(self) -> list[tuple[list[int], _Way]]:
         """The ways for the parameters as they are now: a network may have been moved or converted."""
@@ -158,22 +161,14 @@ class Passes:
             self._seen = seen
         return self._parts
 
-
-def _at(entries: Sequence[_Entry], rows: list[int]) -> Sequence[_Entry]:
-    return entries if len(rows) == len(entries) else [entries[i] for i in rows]
-
-
-def _gather(parts: list[tuple[list[int], Tensor]], count: int, device: torch.device) -> Tensor:
-    """The rows of all parts in the order of the parameters."""
-    dtype = scalar_dtype(device)
-    if len(parts) == 1:
-        return parts[0][1].to(device=device, dtype=dtype)
-    gathered = torch.empty((count, *parts[0][1].shape[1:]), dtype=dtype, device=device)
-    for rows, numbers in parts:
-        # a slice or a list of numbers would be sent to an accelerator at each step
-        for row, number in zip(rows, numbers.to(device=device, dtype=dtype).unbind(), strict=True):
-            gathered[row] = number
-    return gathered
+    def _gather(self, parts: list[tuple[list[int], Tensor]], device: torch.device) -> Tensor:
+        """The rows of all parts in the order of the parameters."""
+        numbers = [part.to(device=device, dtype=scalar_dtype(device)) for _, part in parts]
+        if len(parts) == 1:
+            return numbers[0]
+        places = {row: place for place, row in enumerate(row for rows, _ in parts for row in rows)}
+        order = self.constant([places[row] for row in range(len(places))], torch.int64, device)
+        return torch.cat(numbers).index_select(0, order)
 
 
 def size_of_all(tensors: Sequence[Tensor], device: torch.device) -> Scalars:

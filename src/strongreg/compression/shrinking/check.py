@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from strongreg.compression.shrinking.capture import copied, on_cpu
 from strongreg.compression.torch_export import reason
@@ -97,6 +96,8 @@ def count_flops(model: nn.Module, inputs: tuple[Any, ...]) -> int:
     Returns:
         Their number, in evaluation mode.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # it loads Triton, where that is there
+
     in_one_go = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # which does not count
     try:

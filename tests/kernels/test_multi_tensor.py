@@ -1,0 +1,111 @@
+"""The loops on a GPU without one: run in Triton's interpreter, and compiled for GPUs that are not there."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels.twins import target
+from strongreg import L1, GroupL2
+from strongreg.kernels import multi_tensor
+
+pytest.importorskip("triton")
+
+_TYPES = {"first": "i32", "pieces": "*i64", "at": "*i64", "row": "*i64", "spans": "*i64"}  # the others: float64
+_LOOPS = ["products", "products_of_groups", "squares", "sums", "shrink", "shrink_groups"]
+
+
+def test_the_interpreter_gives_what_the_reference_gives():
+    """In a process of its own: the interpreter is chosen when Triton is imported."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "multi_tensor_cases.py"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", _LOOPS)
+def test_the_loops_compile_for_a_gpu(name, dtype, capability, tmp_path, monkeypatch):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    loops = importlib.import_module("strongreg.kernels.multi_tensor_loops")
+    passes = multi_tensor.MultiTensorPasses([target(L1(1.0), torch.zeros(2, dtype=dtype))])
+    loop = getattr(loops, name)
+    arguments = [param.name for param in loop.params]
+    constants = {key: value for key, value in passes._huge.items() if key in arguments}
+    signature = {key: "constexpr" if key in constants else _TYPES.get(key, "*fp64") for key in arguments}
+    options = {key: value for key, value in passes._huge.items() if key not in constants and key.islower()}
+    source = ASTSource(loop, signature, constexprs=constants)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    code = compiled.asm["ptx"]
+    assert f"sm_{capability}" in code
+    assert "atom" not in code  # sums do not depend on the order in which the programs run
+    assert "div.full" not in code
+    assert "approx" not in code
+    if name.startswith("shrink") and dtype == torch.bfloat16:
+        assert "cvt.rn.bf16" in code
+
+
+class _DriverOfNoGpu:
+    """What Triton asks of a driver before it compiles."""
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return device
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_launches_of_a_step_compile_as_they_are_made(dtype, tmp_path, monkeypatch):
+    """All but the launch itself: the arguments are taken apart, and what they ask for is compiled."""
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    launched, run = [], JITFunction.run
+
+    def warm_up(loop, *arguments, grid, **options):
+        launched.append((loop.__name__, *grid))
+        return run(loop, *arguments, grid=grid, **{**options, "warmup": True})
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(JITFunction, "run", warm_up)
+    targets = [target(penalty, torch.randn(4, 5).to(dtype)) for penalty in (L1(0.1), GroupL2(0.1, dim=0))]
+    weights = [each.param.detach() for each in targets]
+    monkeypatch.setattr(driver, "_active", _DriverOfNoGpu())
+    passes = multi_tensor.MultiTensorPasses(targets)
+    passes.products(weights, weights, weights)
+    passes.squares(weights)
+    passes.shrink(weights, [torch.ones((), dtype=torch.float64)] * 2, [0.1, torch.tensor(0.1)])
+    assert launched == [
+        ("products", 1), ("products_of_groups", 1), ("sums", 2), ("squares", 2), ("sums", 2), ("shrink", 1),
+        ("shrink_groups", 1),
+    ]  # fmt: skip
+
+
+def test_without_triton_there_are_no_loops(monkeypatch):
+    monkeypatch.setenv("STRONGREG_COMPILED", "0")
+    multi_tensor._loops.cache_clear()
+    assert multi_tensor._loops() is None
+    monkeypatch.undo()
+    multi_tensor._loops.cache_clear()
+    assert multi_tensor._loops() is not None
+    assert not multi_tensor._run_on(torch.device("cpu"), torch.float32)  # not interpreted: they are for a GPU
