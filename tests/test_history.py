@@ -180,3 +180,10 @@ def test_some_of_the_layers_can_be_selected_and_go_on():
         np.testing.assert_array_equal(kept[quantity], history[quantity])
     kept.append(_record(300)[1:], torch.tensor(300))
     assert (len(kept), len(history)) == (301, 300)
+
+
+def test_nothing_is_recorded_while_a_graph_is_captured(monkeypatch):
+    history = History(["a"])
+    monkeypatch.setattr("strongreg.history.is_captured", lambda device: True)
+    history.append(torch.zeros(2, 5), torch.tensor(0))
+    assert len(history) == 0

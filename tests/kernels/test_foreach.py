@@ -151,6 +151,18 @@ def test_a_step_launches_as_much_for_few_layers_as_for_many_but_for_the_norms_of
     assert set(many - few) <= ({"linalg_vector_norm"} if isinstance(penalty, GroupL2) else set())
 
 
+def test_parameters_of_several_dtypes_and_ways_come_back_in_their_order(monkeypatch):
+    monkeypatch.setattr(passes, "_WAYS", (ForeachPasses, ReferencePasses))
+    dtypes = [torch.float32, torch.float64, torch.float32, torch.bfloat16, torch.float64]
+    targets = [target(PENALTIES[i], torch.randn(4, 6).to(dtype)) for i, dtype in enumerate(dtypes)]
+    targets.insert(2, target(GroupL2(0.1, dim=1), torch.randn(3, 2)))  # of no known terms
+    weights, pulls = [each.param.detach() for each in targets], _like(targets)
+    found = passes.Passes(targets).products(pulls, weights, torch.device("cpu"))
+    expected = ReferencePasses(targets).products(pulls, [None] * 6, weights)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert len(passes.Passes(targets)._current()) == 4
+
+
 def test_it_takes_dense_tensors_of_known_terms_on_an_accelerator(monkeypatch):
     dense, gaps = torch.randn(4, 6), torch.randn(4, 12)[:, ::2]
     assert all(ForeachPasses.accepts(target(penalty, dense)) for penalty in PENALTIES)

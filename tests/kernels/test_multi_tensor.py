@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,6 +100,20 @@ def test_the_launches_of_a_step_compile_as_they_are_made(dtype, tmp_path, monkey
         ("products", 1), ("products_of_groups", 1), ("sums", 2), ("squares", 2), ("sums", 2), ("shrink", 1),
         ("shrink_groups", 1),
     ]  # fmt: skip
+
+
+def test_a_captured_graph_keeps_a_table_of_its_own(monkeypatch):
+    """On the CPU as if a graph were captured; that it is replayed well, ``test_on_cuda.py`` shows."""
+    sent = multi_tensor._Sent((2, 3), torch.device("cpu"))
+    eager, in_graph = np.arange(6).reshape(2, 3), np.arange(6, 12).reshape(2, 3)
+    kept = sent(eager)
+    sent._spare = [torch.empty(2, 3, dtype=torch.int64)]
+    monkeypatch.setattr(multi_tensor, "is_captured", lambda device: True)
+    captured = sent(in_graph)
+    monkeypatch.undo()
+    assert sent(eager.copy()) is kept
+    assert captured.tolist() == in_graph.tolist()
+    assert len(sent._in_graphs) == 1
 
 
 def test_without_triton_there_are_no_loops(monkeypatch):
