@@ -78,9 +78,7 @@ def look_before_step(
         unit = 1.0 if scale is None else 1 / divisor
         taken = scaled(taken, of_groups(groups, lambda group: gradient_sign(group) * unit), passes.constant)
     if copy:
-        copies = [torch.empty_like(weight) for weight in weights]
-        torch._foreach_copy_(copies, weights)
-        weights = copies
+        weights = _copies(weights)
     return BeforeStep(weights, [grad is not None for grad in grads], gradient_sq, finite, skipped, taken)
 
 
@@ -135,6 +133,14 @@ def scaled(products: Scalars, factors: Sequence[float | Tensor], constant: Const
     with np.errstate(invalid="ignore", over="ignore"):
         factors_of_columns = xp.stack([by_row * by_row, by_row, xp.ones_like(by_row), xp.ones_like(by_row)], 1)
         return products * factors_of_columns
+
+
+def _copies(weights: list[Tensor]) -> list[Tensor]:
+    if not all(type(weight) is Tensor for weight in weights):
+        return [weight.clone() for weight in weights]
+    copies = [torch.empty_like(weight) for weight in weights]
+    torch._foreach_copy_(copies, weights)  # few launches on an accelerator
+    return copies
 
 
 def _size_of_the_others(targets: Sequence[Target], optimizer: Optimizer, device: torch.device) -> Scalars:
