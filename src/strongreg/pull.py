@@ -90,9 +90,7 @@ def look_before_step(
         taken = scaled(taken, of_groups(groups, lambda group: gradient_sign(group) * unit), passes.constant)
     after = products and of_step and foreseen is None
     if after:
-        copies = [torch.empty_like(weight) for weight in weights]
-        torch._foreach_copy_(copies, weights)
-        weights = copies
+        weights = _copies(weights)
     return BeforeStep(weights, [grad is not None for grad in grads], gradient_sq, finite, skipped, taken, after, groups)
 
 
@@ -180,6 +178,14 @@ def scaled(products: Scalars, factors: Sequence[float | Tensor], constant: Const
     with np.errstate(invalid="ignore", over="ignore"):
         factors_of_columns = xp.stack([by_row * by_row, by_row, xp.ones_like(by_row), xp.ones_like(by_row)], 1)
         return products * factors_of_columns
+
+
+def _copies(weights: list[Tensor]) -> list[Tensor]:
+    if not all(type(weight.data) is Tensor for weight in weights):
+        return [weight.clone() for weight in weights]
+    copies = [torch.empty_like(weight) for weight in weights]
+    torch._foreach_copy_(copies, weights)  # few launches on an accelerator
+    return copies
 
 
 def _size_of_the_others(targets: Sequence[Target], optimizer: Optimizer, device: torch.device) -> Scalars:
