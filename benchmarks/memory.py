@@ -53,7 +53,7 @@ REGULARIZERS: dict[str, dict[str, Any] | None] = {
 }
 NOTES = {
     "SGD, fused": "the gate looks at the gradients",
-    "AdamW, fused": "the gate looks at the step: a copy of the penalized weights during it",
+    "AdamW, fused": "the gate looks at the step: on the CPU it is foreseen, on a GPU the weights are copied during it",
 }
 
 
@@ -205,6 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME")
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS), metavar="NAME")
+    parser.add_argument("--regularizers", nargs="+", choices=REGULARIZERS, default=list(REGULARIZERS), metavar="NAME")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
     parser.add_argument("--markdown", type=Path, help="file to write the tables to")
@@ -217,7 +218,7 @@ def main() -> None:
     cases = []
     for network in arguments.networks:
         for optimizer in arguments.optimizers:
-            for regularizer in REGULARIZERS:
+            for regularizer in dict.fromkeys(["none", *arguments.regularizers]):
                 options = ("--networks", network, "--device", arguments.device, "--case", optimizer, regularizer)
                 command = [sys.executable, __file__, *options]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)

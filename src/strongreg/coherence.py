@@ -23,9 +23,7 @@ _SMALLEST_NORM = 1e-30  # its reciprocal is still a float32
 _SAFE = (1e-30, 1e30)  # sums of squares that have neither lost small terms nor overflown in float32
 
 
-def inner_products(
-    gradient: Tensor, penalty_gradient: Tensor, gradient_sq: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def inner_products(gradient: Tensor, penalty_gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     r"""The inner products :math:`A`, :math:`B`, :math:`C` of a loss gradient and a penalty gradient.
 
     Gradients of a dying network have norms whose squares leave the range of float32. There, and on accelerators, where
@@ -35,12 +33,11 @@ def inner_products(
     Args:
         gradient: :math:`g`, any shape, memory layout and floating-point dtype.
         penalty_gradient: :math:`\lambda r`, same shape.
-        gradient_sq: :math:`A` where it is known already, 0-d.
 
     Returns:
         Three 0-d tensors on the gradient's device, float64 where the device has it.
     """
-    gradient_sq = squared_norm(gradient) if gradient_sq is None else gradient_sq
+    gradient_sq = squared_norm(gradient)
     penalty_sq = squared_norm(penalty_gradient)
     dtype = torch.promote_types(gradient.dtype, penalty_gradient.dtype)  # a gradient's need not be the weight's
     g, r = _flat(gradient.to(dtype)), _flat(penalty_gradient.to(dtype))

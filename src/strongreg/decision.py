@@ -102,7 +102,7 @@ def decide(
 
 
 def nothing_decided(before: BeforeStep, allowed: Scalars) -> Decision:
-    """The decision for penalties of strength 0 where nobody looks: nothing has to be measured.
+    """The decision where no penalty may act (strength 0, or a refit) and nobody looks: nothing has to be measured.
 
     Args:
         before: what was known before the step.

@@ -150,7 +150,8 @@ class History:
             self.flush()
             self._block = torch.empty((_BLOCK_STEPS, *record.shape), dtype=torch.float32, device=record.device)
             self._block_steps = torch.empty(_BLOCK_STEPS, dtype=torch.int64, device=record.device)
-        as_scalars(self._block)[self._num_in_block] = as_scalars(record)
+        with np.errstate(over="ignore"):  # what float32 does not hold is infinite
+            as_scalars(self._block)[self._num_in_block] = as_scalars(record)
         as_scalars(self._block_steps)[self._num_in_block] = as_scalars(step)
         self._num_in_block += 1
         if self._num_in_block == _BLOCK_STEPS:

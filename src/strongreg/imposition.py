@@ -1,4 +1,4 @@
-"""How a penalty is imposed: its gradient added to the loss gradient, or its proximal step after the optimizer's."""
+"""How a penalty is imposed in gradient mode, and what is checked of strengths; the proximal step is in ``kernels``."""
 
 from __future__ import annotations
 

@@ -14,17 +14,44 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import optimizer as optimizer_module
 
 from strongreg.decision import BeforeStep
 from strongreg.devices import Constants, reading_is_free
 from strongreg.groups import Target
 from strongreg.kernels import AdamStep, Passes, size_of_all
-from strongreg.optimizers import Group, effective_step_size, gradient_sign, loss_scale, of_groups, step_is_skipped
+from strongreg.optimizers import (
+    Group,
+    effective_step_size,
+    follows_gradient,
+    gradient_sign,
+    loss_scale,
+    of_groups,
+    step_is_skipped,
+)
 from strongreg.precision import scalar_dtype
-from strongreg.scalars import Scalars, as_scalars, namespace, one_tensor, stack
+from strongreg.scalars import Scalars, as_scalars, namespace, one_tensor
+from strongreg.settings import Settings
 
+_OUR_HOOKS = "strongreg.regularizer"
+_GLOBAL_HOOKS = optimizer_module._global_optimizer_pre_hooks, optimizer_module._global_optimizer_post_hooks
 _FORESEEN = (torch.float32, torch.float64)  # in half precision the rounding of the step is part of it
 _SMALLEST_STEP_SIZE = 1e-30  # a learning rate of 0 moves nothing, and its reciprocal must stay finite
+
+
+def compares_with_step(settings: Settings, optimizer: Optimizer) -> bool:
+    """Whether the penalty must be coherent with the optimizer's step and not with the gradient.
+
+    Args:
+        settings: what the user chose.
+        optimizer: the optimizer.
+
+    Returns:
+        The user's word, or for "auto" whether the step of the proximal mode stands beside a rescaled one.
+    """
+    if settings.coherence_of == "auto":
+        return settings.mode == "proximal" and not follows_gradient(optimizer)
+    return settings.coherence_of == "step"
 
 
 def look_before_step(
@@ -67,8 +94,8 @@ def look_before_step(
     foreseen = foreseen_steps(targets, optimizer, groups) if products and of_step else None
     taken = None
     if foreseen is not None:
-        *columns, gradient_sq = as_scalars(passes.foreseen(grads, foreseen, weights, device)).T
-        taken = stack(columns).T
+        sums = as_scalars(passes.foreseen(grads, foreseen, weights, device))
+        taken, gradient_sq = sums[:, :4], sums[:, 4]
     elif products and not of_step:
         taken = as_scalars(passes.products(grads, weights, device))
         gradient_sq = taken[:, 0]
@@ -103,12 +130,15 @@ def foreseen_steps(targets: Sequence[Target], optimizer: Optimizer, groups: Sequ
         groups: the parameter group of each.
 
     Returns:
-        K steps; None for other optimizers than Adam and AdamW, on accelerators, and under options that are not known
-        here.
+        K steps; None for other optimizers than Adam and AdamW, on accelerators, where other hooks may change the step,
+        where the learning rate is 0, and under options that are not known here.
     """
     if type(optimizer) not in (Adam, AdamW) or loss_scale(optimizer) is not None:
         return None
-    if any(group["amsgrad"] or group["differentiable"] for group in groups):
+    hooks = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks, *_GLOBAL_HOOKS
+    if any(hook.__module__ != _OUR_HOOKS for each in hooks for hook in each.values()):
+        return None  # they may change gradients or weights on the way
+    if any(group["amsgrad"] or group["differentiable"] or float(group["lr"]) == 0 for group in groups):
         return None
     params = [target.param for target in targets]
     if any(not reading_is_free(param.device) or param.dtype not in _FORESEEN for param in params):

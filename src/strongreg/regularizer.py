@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.optim import LBFGS, Optimizer
 
 from strongreg.checkpoint import Progress, check_key, check_neighbours, read_progress, warn_of_changes
@@ -26,7 +27,6 @@ from strongreg.optimizers import (
     StepArguments,
     StepNesting,
     effective_step_size,
-    follows_gradient,
     gradient_sign,
     held_targets,
     loss_scale,
@@ -36,7 +36,7 @@ from strongreg.optimizers import (
     with_closure,
 )
 from strongreg.precision import scalar_dtype
-from strongreg.pull import look_before_step, products_of_step
+from strongreg.pull import compares_with_step, look_before_step, products_of_step
 from strongreg.refit import ZeroMasks
 from strongreg.scalars import as_scalars, as_tensor, namespace, per_tensor
 from strongreg.schedules import Constant, Schedule
@@ -370,6 +370,7 @@ class Regularizer:
             self._on_gradients(optimizer)
         return changed
 
+    @_disable_dynamo
     @torch.no_grad()
     def _on_gradients(self, optimizer: Optimizer) -> Tensor | None:
         """Look at the gradients of the first evaluation; in gradient mode add the penalty's gradient at each one.
@@ -385,7 +386,7 @@ class Regularizer:
                 self._index.groups(optimizer),
                 self.targets[0].param.device,
                 products=(self._is_penalized and not in_refit) or self.history.wants(self._num_calls_or_steps),
-                of_step=self._compares_with_step(optimizer),
+                of_step=self._is_penalized and compares_with_step(self._settings(), optimizer),
             )
             if not self._before.after:
                 self._decision = self._decide(optimizer, self._before)
@@ -396,10 +397,14 @@ class Regularizer:
         add_gradients(self.targets, multipliers, signs, loss_scale(optimizer))
         return weighted_value(self.targets, multipliers) if isinstance(optimizer, LBFGS) else None
 
-    @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         if not self._nesting.leave():
             return
+        self._finish_step(optimizer)
+
+    @_disable_dynamo
+    @torch.no_grad()
+    def _finish_step(self, optimizer: Optimizer) -> None:
         before, decision, self._before, self._decision = self._before, self._decision, None, None
         if before is None:
             return
@@ -408,20 +413,14 @@ class Regularizer:
             sizes = of_groups(before.groups, lambda group: effective_step_size(optimizer, group))
             steps = [size if has else 0.0 for size, has in zip(sizes, before.has_gradient, strict=True)]
             self._passes.shrink(per_tensor(decision.multipliers, self._devices), steps)
-        if self._marked is not None:
-            self._passes.set_zeros(self._marked)
+        marked, self._marked = self._marked, None
+        if marked is not None:
+            self._passes.set_zeros(marked)
         self._count(decision)
 
     @property
     def _is_penalized(self) -> bool:
         return any(target.penalty.strength > 0 for target in self.targets)
-
-    def _compares_with_step(self, optimizer: Optimizer) -> bool:
-        if not self._is_penalized:
-            return False  # there is nothing that could turn the step
-        if self.coherence_of == "auto":
-            return self.mode == "proximal" and not follows_gradient(optimizer)
-        return self.coherence_of == "step"
 
     def _decide(self, optimizer: Optimizer, before: BeforeStep) -> Decision:
         """Measure and decide; the weights are still those before the step, or ``before`` holds a copy of them."""

@@ -43,16 +43,16 @@ def stack(rows: Sequence[Scalars]) -> Scalars:
     return torch.stack(list(rows)) if isinstance(rows[0], Tensor) else np.array(rows)
 
 
-def as_scalars(tensor: Tensor) -> Scalars:
+def as_scalars(tensor: Tensor | float) -> Scalars:
     """The numbers of a tensor.
 
     Args:
-        tensor: any shape.
+        tensor: any shape; a number, which a user's own gate or schedule may return, is as good.
 
     Returns:
         A numpy array over the same memory where the host can look, otherwise the tensor itself.
     """
-    return tensor.numpy() if reading_is_free(tensor.device) else tensor
+    return tensor.numpy() if isinstance(tensor, Tensor) and reading_is_free(tensor.device) else tensor
 
 
 def as_tensor(scalars: Scalars) -> Tensor:

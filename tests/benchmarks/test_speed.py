@@ -63,22 +63,15 @@ def test_whole_training_steps(tmp_path):
 
 
 def test_memory_of_a_step(tmp_path):
-    content = _run(tmp_path, "memory.py", "--networks", "lenet300", "--optimizers", "SGD, fused")
-    bare, no_history, history = content["cases"]
-    assert [case["regularizer"] for case in content["cases"]] == ["none", "L1, no history", "L1"]
-    for case in content["cases"]:
-        assert case["parameter_bytes"] == 4 * 266_610
-        assert 0 <= case["peak"] < 0.05 * case["parameter_bytes"]
-    assert bare["kept"] < no_history["kept"] < 0.01 * no_history["parameter_bytes"]
-    assert history["kept"] - no_history["kept"] > 256 * 4 * 20  # a block of the history
+    content = _run(tmp_path, "memory.py", "--networks", "lenet300", "--regularizers", "L1, no history")
+    cases = {(case["optimizer"], case["regularizer"]): case for case in content["cases"]}
+    for optimizer in ("SGD, fused", "AdamW, fused"):
+        bare, penalized = cases[optimizer, "none"], cases[optimizer, "L1, no history"]
+        assert bare["parameter_bytes"] == penalized["parameter_bytes"] == 4 * 266_610
+        assert 0 <= bare["peak"] <= penalized["peak"] < 0.01 * penalized["parameter_bytes"]
+        assert bare["kept"] < penalized["kept"] < 0.01 * penalized["parameter_bytes"]
     assert {verdict["bar"] for verdict in content["verdicts"]} == {"peak", "kept"}
-
-
-def test_memory_of_a_step_that_is_looked_at_afterwards(tmp_path):
-    content = _run(tmp_path, "memory.py", "--networks", "lenet300", "--optimizers", "AdamW, fused")
-    for case in content["cases"]:
-        copies = case["peak"] / case["parameter_bytes"]
-        assert round(copies) == (case["regularizer"] != "none")
+    assert all(verdict["met"] for verdict in content["verdicts"])
 
 
 def test_cost_by_size_and_by_number_of_tensors(tmp_path):

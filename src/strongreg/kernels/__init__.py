@@ -1,4 +1,4 @@
-"""The two passes of a step over weights and gradients: the inner products, and the proximal step.
+"""The passes of a step over weights and gradients: inner products, proximal step, and the zeros that a refit keeps.
 
 ``passes`` hands each parameter to the fastest way that takes it: ``compiled`` (CPU, numba), ``blocks`` (CPU, torch),
 ``multi_tensor`` (GPU, Triton), ``foreach`` (other accelerators, torch), ``reference`` (everything).

@@ -17,6 +17,7 @@ from strongreg.kernels.zeros import BooleanZeros
 from strongreg.precision import at_least_float32
 
 _BLOCK = 65536  # entries: what is computed of a block is still in the second-level cache when it is used
+_ZERO = torch.zeros((), dtype=torch.float64, device="cpu")
 
 
 class BlockedPasses(BooleanZeros):
@@ -59,7 +60,7 @@ class BlockedPasses(BooleanZeros):
 
     def squares(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """See :meth:`strongreg.kernels.reference.ReferencePasses.squares`."""
-        squares = [torch.zeros((), dtype=torch.float64) if each is None else _square(each) for each in tensors]
+        squares = [_ZERO if each is None else _square(each) for each in tensors]
         return torch.stack(squares)
 
     def shrink(
@@ -69,24 +70,26 @@ class BlockedPasses(BooleanZeros):
         for i, (weight, factor, step_size) in enumerate(zip(weights, factors, step_sizes, strict=True)):
             step = float(factor) * float(step_size)
             if step > 0:
-                for block in self._blocks(i, weight):
+                for block in _cut(weight, self._length(i, weight)):
                     block.copy_(self._penalties[i].prox(block, step))
 
     def _sums(
         self, i: int, pull: Tensor | None, minus: Tensor | None, weight: Tensor, adam: AdamStep | None = None
     ) -> Tensor:
         if pull is None:
-            return torch.stack([*[torch.zeros((), dtype=torch.float64)] * 3, _square(weight)])
+            return torch.stack([_ZERO, _ZERO, _ZERO, _square(weight)])
         penalty = self._penalties[i]
         sources = [pull, minus] if adam is None else [pull, adam.exp_avg, adam.exp_avg_sq]
-        blocks = self._blocks(i, weight)
+        length = self._length(i, weight)
+        blocks = _cut(weight, length)
         nothing = [None] * len(blocks)
-        cut = [nothing if each is None else self._blocks(i, laid_out_as(weight, each)) for each in sources]
+        cut = [nothing if each is None else _cut(laid_out_as(weight, each, finer=True), length) for each in sources]
         parts = []
         for block, moved, *others in zip(blocks, *cut, strict=True):
             w = at_least_float32(block)
             p = moved if adam is None else adam.entries(moved, block, *others)
             p = _flat(p) if adam is not None or others[0] is None else _flat(p) - _flat(others[0])
+            p, w = (each.to(torch.promote_types(p.dtype, w.dtype)) for each in (p, w))
             parts += [torch.dot(p, p), torch.dot(_flat(w), _flat(w))]
             if penalty.strength > 0:
                 r = _flat(penalty.subgradient(w))
@@ -99,16 +102,21 @@ class BlockedPasses(BooleanZeros):
             pull = adam.entries(pull, weight, adam.exp_avg, adam.exp_avg_sq)
         return reference.sums(penalty, pull, minus, weight)
 
-    def _blocks(self, i: int, tensor: Tensor) -> list[Tensor]:
-        """Views of parts of a tensor that the penalty treats on their own, in the order of the memory."""
+    def _length(self, i: int, weight: Tensor) -> int:
+        """How many rows, or less than 0: how many entries, the penalty takes at once; 0 for all."""
         terms = self._terms[i]
-        if tensor.numel() <= _BLOCK or terms is None:
-            return [tensor]
+        if weight.numel() <= _BLOCK or terms is None:
+            return 0
         if terms.group:
-            return list(tensor.split(max(_BLOCK * len(tensor) // tensor.numel(), 1)))
-        if is_dense(tensor):
-            return list(tensor.as_strided((tensor.numel(),), (1,)).split(_BLOCK))
+            return max(_BLOCK * len(weight) // weight.numel(), 1)
+        return -_BLOCK if is_dense(weight) else 0
+
+
+def _cut(tensor: Tensor, length: int) -> list[Tensor]:
+    """Views of parts of a tensor, in rows or in the order of its memory (less than 0)."""
+    if length == 0:
         return [tensor]
+    return list(tensor.split(length) if length > 0 else tensor.as_strided((tensor.numel(),), (1,)).split(-length))
 
 
 def _flat(tensor: Tensor) -> Tensor:

@@ -8,19 +8,21 @@ import importlib.util
 import itertools
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from strongreg.devices import reading_is_free
 from strongreg.groups import Target
 from strongreg.kernels.adam import AdamStep
-from strongreg.kernels.layout import is_dense, is_plain, known_terms, laid_out_as
+from strongreg.kernels.layout import has_freed_memory, has_plain_memory, is_dense, is_plain, known_terms, laid_out_as
+from strongreg.penalties import L1
 from strongreg.penalties.terms import Terms
+from strongreg.warning import warn
 
 _PIECE = 65536  # entries; the sums do not depend on the number of threads
 _WORTH_A_THREAD = 2**19  # entries
@@ -35,9 +37,34 @@ def _loops() -> Any:
     if os.environ.get("STRONGREG_COMPILED") == "0" or importlib.util.find_spec("numba") is None:
         return None
     try:
+        if importlib.import_module("numba").config.DISABLE_JIT:
+            return None
         return importlib.import_module("strongreg.kernels.compiled_loops")
     except (ImportError, AttributeError, OSError, RuntimeError):  # it does not fit numpy or Python, or finds no cache
         return None
+
+
+@functools.cache
+def _works(dtype: torch.dtype) -> bool:
+    """Whether the loops do their work: they are tried once, for numba may have no compiler or a damaged cache."""
+    if _loops() is None:
+        return False
+    targets = [Target("", nn.Parameter(torch.zeros(2, 2, dtype=dtype, device="cpu")), L1(1.0), by_pattern=False)]
+    weights = [targets[0].param.detach()]
+    try:
+        passes = CompiledPasses(targets)
+        passes.products(weights, [None], weights)
+        passes.shrink(weights, [1.0], [1.0])
+        passes.set_zeros(weights, passes.mark_zeros(weights, [None], [True]))
+        _loops().square_of_all(np.array(_addresses(weights)), np.array([4]), _UNITS[dtype])
+    except Exception as error:  # whatever a compiler raises: the other ways need none
+        warn(
+            f"numba does not work here ({type(error).__name__}: {error}): the passes over {dtype} are slower; empty "
+            "the folders __pycache__ of strongreg, or set STRONGREG_COMPILED=0 to do without numba silently",
+            RuntimeWarning,
+        )
+        return False
+    return True
 
 
 @functools.cache
@@ -97,7 +124,7 @@ class CompiledPasses:
         param = target.param
         if not reading_is_free(param.device) or param.dtype not in _NUMPY or not is_plain(param) or not is_dense(param):
             return False
-        return known_terms(target) is not None and _loops() is not None
+        return known_terms(target) is not None and _works(param.dtype)
 
     def products(
         self, pulls: Sequence[Tensor | None], minus: Sequence[Tensor | None], weights: Sequence[Tensor]
@@ -147,7 +174,7 @@ class CompiledPasses:
         self._over_bits(self._loops.mark_zeros, at, bits)
         for k, (weight, other) in enumerate(zip(weights, others, strict=True)):
             if other is not None:
-                in_order = laid_out_as(weight, other.to(weight.dtype)).as_strided((weight.numel(),), (1,)).bool()
+                in_order = torch.empty_like(weight, dtype=torch.bool).copy_(other).as_strided((weight.numel(),), (1,))
                 packed = np.packbits(in_order.numpy(), bitorder="little")
                 bits[self._bits_at[k] : self._bits_at[k + 1]] |= packed
         return bits, [bool(flag) for flag in flags]
@@ -172,7 +199,8 @@ class CompiledPasses:
         at = np.zeros((len(self._targets), 4), dtype=np.int64)
         for i, column in enumerate(columns):
             at[:, i] = _addresses(column)
-        sums: npt.NDArray[np.float64] = self._products(at, adam) * self._by_strength
+        with np.errstate(invalid="ignore"):  # of infinite weights under a strength of 0
+            sums: npt.NDArray[np.float64] = self._products(at, adam) * self._by_strength
         if not at[:, 1].all():  # the address of an empty tensor is 0, too, and its sums are 0
             sums[at[:, 1] == 0, :3] = 0
         return sums
@@ -196,8 +224,16 @@ class CompiledPasses:
             work(0, num_pieces)
             return
         ends = [num_pieces * i // count for i in range(count + 1)]
-        others = [_threads(count - 1).submit(work, *span) for span in itertools.pairwise(ends[1:])]
-        work(0, ends[1])
+        others: list[Future[None]] = []
+        try:
+            for span in itertools.pairwise(ends[1:]):
+                others.append(_threads(count - 1).submit(work, *span))
+        except RuntimeError:  # the interpreter is shutting down, and begins no more threads
+            work(ends[1 + len(others)], num_pieces)
+        try:
+            work(0, ends[1])
+        finally:
+            wait(others)  # they work on the tensors' memory
         for other in others:
             other.result()
 
@@ -212,7 +248,9 @@ def square_of_all(tensors: Sequence[Tensor]) -> float | None:
         The sum; None where it cannot be had by this way.
     """
     loops = _loops()
-    if loops is None or any(each.dtype not in _NUMPY or not is_dense(each) for each in tensors):
+    if any(each.dtype not in _NUMPY or not has_plain_memory(each) or not is_dense(each) for each in tensors):
+        return None
+    if loops is None or not all(_works(each.dtype) for each in tensors):
         return None
     total = 0.0
     for dtype in {each.dtype for each in tensors}:
@@ -228,4 +266,9 @@ def _fitting(weights: Sequence[Tensor], others: Sequence[Tensor | None]) -> list
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
-    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    at = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    if not all(at):
+        for address, tensor in zip(at, tensors, strict=True):
+            if address == 0 and tensor is not None and has_freed_memory(tensor):
+                raise RuntimeError(f"a tensor of shape {tuple(tensor.shape)} has no memory: its storage was freed")
+    return at

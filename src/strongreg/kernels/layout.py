@@ -37,19 +37,45 @@ def is_dense(tensor: Tensor) -> bool:
     return True
 
 
-def laid_out_as(weight: Tensor, other: Tensor) -> Tensor:
+def laid_out_as(weight: Tensor, other: Tensor, *, finer: bool = False) -> Tensor:
     """Another tensor in the dtype and the memory layout of the weights.
 
     Args:
         weight: the weights.
         other: a tensor of the same shape.
+        finer: whether a dtype that is finer than that of the weights is kept.
 
     Returns:
-        The tensor itself where it is like that already.
+        The tensor itself where it is like that already, and its entries are where its address says.
+
+    Raises:
+        RuntimeError: the shapes differ, or its memory was freed.
     """
-    if other.dtype == weight.dtype and _have_same_strides(weight, other):
+    if other.shape != weight.shape:
+        raise RuntimeError(
+            f"a gradient or optimizer state has shape {tuple(other.shape)}, its parameter {tuple(weight.shape)}: "
+            "build optimizer and Regularizer anew after a parameter has changed its shape"
+        )
+    dtype = torch.promote_types(weight.dtype, other.dtype) if finer else weight.dtype
+    if other.dtype == dtype and has_plain_memory(other) and _have_same_strides(weight, other):
         return other
-    return torch.empty_like(weight).copy_(other)
+    if has_freed_memory(other):
+        raise RuntimeError(f"a tensor of shape {tuple(other.shape)} has no memory: its storage was freed")
+    return torch.empty_like(weight, dtype=dtype).copy_(other)
+
+
+def has_plain_memory(tensor: Tensor) -> bool:
+    """Whether the entries lie at the tensor's address: it is of no class of its own, and no lazy negative or zero.
+
+    Args:
+        tensor: any tensor.
+
+    Returns:
+        Whether its memory may be read.
+    """
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor.is_neg():
+        return False
+    return tensor.numel() == 0 or (not tensor._is_zerotensor() and tensor.data_ptr() != 0)
 
 
 def _have_same_strides(weight: Tensor, other: Tensor) -> bool:
@@ -57,6 +83,20 @@ def _have_same_strides(weight: Tensor, other: Tensor) -> bool:
         return True
     # along a dimension of size 1 nobody goes; torch gives gradients of 1x1 convolutions other strides there
     return all(a == b or size <= 1 for a, b, size in zip(other.stride(), weight.stride(), weight.shape, strict=True))
+
+
+def has_freed_memory(tensor: Tensor) -> bool:
+    """Whether it should have memory, and has none; torch itself does not look before it reads.
+
+    Args:
+        tensor: any tensor.
+
+    Returns:
+        True after ``tensor.untyped_storage().resize_(0)``.
+    """
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor._is_zerotensor():
+        return False
+    return tensor.numel() > 0 and tensor.data_ptr() == 0
 
 
 def is_plain(param: Tensor) -> bool:
@@ -68,7 +108,7 @@ def is_plain(param: Tensor) -> bool:
     Returns:
         Whether its entries may be worked on in place.
     """
-    return type(param) is nn.Parameter and type(param.data) is Tensor and param.layout == torch.strided
+    return type(param) is nn.Parameter and type(param.data) is Tensor and has_plain_memory(param)
 
 
 def known_terms(target: Target) -> Terms | None:

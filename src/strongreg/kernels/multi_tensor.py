@@ -215,13 +215,13 @@ class _Sent:
         self._in_graphs: list[Tensor] = []
         self._spare: list[Tensor] = []
         if device.type != "cpu":  # to allocate such memory is not allowed everywhere during a capture
-            spare = torch.empty((_CAPTURES, *shape), dtype=torch.int64, pin_memory=True)
+            spare = _pinned((_CAPTURES, *shape))
             self._spare = list(spare.unbind())
 
     def __call__(self, table: _Table) -> Tensor:
         """The table on the device, not to be written to."""
         if is_captured(self._device):
-            host = self._spare.pop() if self._spare else torch.empty(table.shape, dtype=torch.int64, pin_memory=True)
+            host = self._spare.pop() if self._spare else _pinned(table.shape)
             host.numpy()[...] = table
             self._in_graphs.append(host)
             return host.to(self._device, non_blocking=True)
@@ -231,6 +231,10 @@ class _Sent:
                 host = host.pin_memory()  # torch keeps it until the copy is done
             self._last, self._kept = table, host.to(self._device, non_blocking=True)
         return self._kept
+
+
+def _pinned(shape: tuple[int, ...]) -> Tensor:
+    return torch.empty(shape, dtype=torch.int64, device="cpu", pin_memory=True)
 
 
 class _OnDevice:

@@ -20,7 +20,7 @@ from strongreg.kernels.adam import AdamStep
 from strongreg.kernels.blocks import BlockedPasses
 from strongreg.kernels.compiled import CompiledPasses, square_of_all
 from strongreg.kernels.foreach import ForeachPasses
-from strongreg.kernels.layout import at
+from strongreg.kernels.layout import at, has_plain_memory
 from strongreg.kernels.multi_tensor import MultiTensorPasses
 from strongreg.kernels.reference import ReferencePasses
 from strongreg.precision import scalar_dtype
@@ -43,7 +43,8 @@ class Passes:
     def __init__(self, targets: Sequence[Target]) -> None:
         self.constant = Constants()
         self._targets = targets
-        self._seen: list[tuple[torch.device, torch.dtype, tuple[int, ...]]] = []
+        self._seen: list[tuple[Any, ...]] = []
+        self._is_off = [target.penalty.strength == 0 for target in targets]
         self._parts: list[tuple[list[int], _Way]] = []
 
     def products(
@@ -70,7 +71,7 @@ class Passes:
         parts = [
             (rows, way.products(at(pulls, rows), at(others, rows), at(weights, rows))) for rows, way in self._current()
         ]
-        return self._gather(parts, device)
+        return self._without_the_off(self._gather(parts, device))
 
     def foreseen(
         self,
@@ -94,7 +95,7 @@ class Passes:
         for rows, way in self._current():
             assert not isinstance(way, MultiTensorPasses | ForeachPasses)  # for accelerators
             parts.append((rows, way.foreseen(at(gradients, rows), at(steps, rows), at(weights, rows))))
-        return self._gather(parts, device)
+        return self._without_the_off(self._gather(parts, device))
 
     def squares(self, tensors: Sequence[Tensor | None], device: torch.device) -> Tensor:
         """Squared norms.
@@ -151,7 +152,8 @@ class Passes:
 
     def _current(self) -> list[tuple[list[int], _Way]]:
         """The ways for the parameters as they are now: a network may have been moved or converted."""
-        seen = [(t.param.device, t.param.dtype, t.param.stride()) for t in self._targets]
+        params = [target.param for target in self._targets]
+        seen = [(type(p), p.device, p.dtype, p.shape, p.stride(), p.data_ptr() == 0) for p in params]
         if seen != self._seen:
             parts: dict[tuple[type[_Way], torch.device, torch.dtype], list[int]] = {}
             for i, target in enumerate(self._targets):
@@ -160,6 +162,13 @@ class Passes:
             self._parts = [(rows, kind([self._targets[i] for i in rows])) for (kind, _, _), rows in parts.items()]
             self._seen = seen
         return self._parts
+
+    def _without_the_off(self, products: Tensor) -> Tensor:
+        """A penalty of strength 0 has no gradient, not even where weights are not finite."""
+        if any(self._is_off):
+            off = self.constant(self._is_off, torch.bool, products.device)
+            products[:, 1:3] = torch.where(off[:, None], 0.0, products[:, 1:3])
+        return products
 
     def _gather(self, parts: list[tuple[list[int], Tensor]], device: torch.device) -> Tensor:
         """The rows of all parts in the order of the parameters."""
@@ -185,14 +194,15 @@ def size_of_all(tensors: Sequence[Tensor], device: torch.device) -> Scalars:
         return np.float64(0) if reading_is_free(device) else torch.zeros((), device=device)
     if all(reading_is_free(tensor.device) for tensor in tensors):
         size = square_of_all(tensors)
-        if size is not None:
+        if size is not None and 0 < size < math.inf:
             return (
                 np.float64(size)
                 if reading_is_free(device)
                 else torch.tensor(size, dtype=scalar_dtype(device), device=device)
             )
-        norm: Tensor = get_total_norm(tensors, 2.0, foreach=True)  # a tenth of the time of the largest entry
-        if torch.isfinite(norm) and norm > 0:
-            return as_scalars(norm.to(device))
+        if all(has_plain_memory(tensor) for tensor in tensors):
+            norm: Tensor = get_total_norm(tensors, 2.0, foreach=True)  # a tenth of the time of the largest entry
+            if torch.isfinite(norm) and norm > 0:
+                return as_scalars(norm.to(device))
     # the largest entry, which cannot overflow or underflow as a sum of squares can
     return as_scalars(get_total_norm(tensors, math.inf).to(device))

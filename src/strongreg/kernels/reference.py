@@ -122,6 +122,8 @@ def sums(penalty: Penalty, pull: Tensor | None, minus: Tensor | None, weight: Te
     if pull is None:
         return torch.stack([torch.zeros_like(weight_sq)] * 3 + [weight_sq])
     moved = pull if minus is None else pull - minus
+    if penalty.strength == 0:
+        return torch.stack([squared_norm(moved).to(weight_sq.dtype), *[torch.zeros_like(weight_sq)] * 2, weight_sq])
     products = inner_products(moved, penalty.subgradient(at_least_float32(weight)))
     return torch.stack([*(product.to(weight_sq.dtype) for product in products), weight_sq])
 
