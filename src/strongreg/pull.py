@@ -138,10 +138,11 @@ def foreseen_steps(targets: Sequence[Target], optimizer: Optimizer, groups: Sequ
     hooks = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks, *_GLOBAL_HOOKS
     if any(hook.__module__ != _OUR_HOOKS for each in hooks for hook in each.values()):
         return None  # they may change gradients or weights on the way
-    if any(group["amsgrad"] or group["differentiable"] or float(group["lr"]) == 0 for group in groups):
-        return None
     params = [target.param for target in targets]
     if any(not reading_is_free(param.device) or param.dtype not in _FORESEEN for param in params):
+        return None
+    each = {id(group): group for group in groups}.values()
+    if any(group["amsgrad"] or group["differentiable"] or float(group["lr"]) == 0 for group in each):
         return None
     return [_adam_step(optimizer.state.get(param, {}), group) for param, group in zip(params, groups, strict=True)]
 

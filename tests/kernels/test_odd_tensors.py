@@ -41,7 +41,8 @@ def test_a_parameter_may_change_its_number_of_rows(rows):
     expected[:60] -= 0.05
     expected[: rows * 6] -= 0.05
     torch.testing.assert_close(flat, expected)
-    assert reg.history["weight_norm"][-1] == pytest.approx(math.sqrt(60 * 0.95**2 + max(rows - 10, 0) * 6), rel=0.2)
+    sizes = [0.95] * min(6 * rows, 60) + [1.0] * max(6 * rows - 60, 0)
+    assert reg.history["weight_norm"][-1] == pytest.approx(math.sqrt(sum(size**2 for size in sizes)), rel=1e-5)
 
 
 class Wrapped(torch.Tensor):
