@@ -278,7 +278,7 @@ def test_without_numba_the_blocks_take_over(monkeypatch):
     assert CompiledPasses.accepts(each)
     monkeypatch.setenv("STRONGREG_COMPILED", "0")
     compiled._loops.cache_clear()
-    compiled._works.cache_clear()
+    compiled._tried.cache_clear()
     try:
         assert not CompiledPasses.accepts(each)
         assert size_of_all([torch.ones(4)], torch.device("cpu")).item() == 2.0
@@ -286,4 +286,4 @@ def test_without_numba_the_blocks_take_over(monkeypatch):
     finally:
         monkeypatch.undo()
         compiled._loops.cache_clear()
-        compiled._works.cache_clear()
+        compiled._tried.cache_clear()

@@ -233,14 +233,14 @@ def test_a_numba_that_fails_at_its_first_call_is_done_without(monkeypatch):
             raise EOFError("the cache ends here")
 
     monkeypatch.setattr(compiled, "_loops", Broken)
-    compiled._works.cache_clear()
+    compiled._tried.cache_clear()
     each = Target("weight", nn.Parameter(torch.randn(4, 3)), L1(0.1), by_pattern=False)
     try:
         with pytest.warns(RuntimeWarning, match=r"numba does not work here \(EOFError.*STRONGREG_COMPILED=0"):
             sums = Passes([each]).products([each.param.detach()], [each.param.detach()], CPU)
         assert sums[0, 3].item() == pytest.approx(float(each.param.detach().square().sum()))
     finally:
-        compiled._works.cache_clear()
+        compiled._tried.cache_clear()
 
 
 def test_a_step_after_the_main_thread_has_ended(monkeypatch):

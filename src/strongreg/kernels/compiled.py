@@ -44,11 +44,13 @@ def _loops() -> Any:
         return None
 
 
-@functools.cache
 def _works(dtype: torch.dtype) -> bool:
+    return _loops() is not None and _tried(dtype)
+
+
+@functools.cache
+def _tried(dtype: torch.dtype) -> bool:
     """Whether the loops do their work: they are tried once, for numba may have no compiler or a damaged cache."""
-    if _loops() is None:
-        return False
     targets = [Target("", nn.Parameter(torch.zeros(2, 2, dtype=dtype, device="cpu")), L1(1.0), by_pattern=False)]
     weights = [targets[0].param.detach()]
     try:
