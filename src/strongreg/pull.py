@@ -31,7 +31,7 @@ from strongreg.optimizers import (
 )
 from strongreg.precision import scalar_dtype
 from strongreg.scalars import Scalars, as_scalars, namespace, one_tensor
-from strongreg.settings import Settings
+from strongreg.settings import CoherenceOf, Mode
 
 _OUR_HOOKS = "strongreg.regularizer"
 _GLOBAL_HOOKS = optimizer_module._global_optimizer_pre_hooks, optimizer_module._global_optimizer_post_hooks
@@ -39,19 +39,20 @@ _FORESEEN = (torch.float32, torch.float64)  # in half precision the rounding of 
 _SMALLEST_STEP_SIZE = 1e-30  # a learning rate of 0 moves nothing, and its reciprocal must stay finite
 
 
-def compares_with_step(settings: Settings, optimizer: Optimizer) -> bool:
+def compares_with_step(coherence_of: CoherenceOf, mode: Mode, optimizer: Optimizer) -> bool:
     """Whether the penalty must be coherent with the optimizer's step and not with the gradient.
 
     Args:
-        settings: what the user chose.
+        coherence_of: what the user chose.
+        mode: how the penalty is imposed.
         optimizer: the optimizer.
 
     Returns:
         The user's word, or for "auto" whether the step of the proximal mode stands beside a rescaled one.
     """
-    if settings.coherence_of == "auto":
-        return settings.mode == "proximal" and not follows_gradient(optimizer)
-    return settings.coherence_of == "step"
+    if coherence_of == "auto":
+        return mode == "proximal" and not follows_gradient(optimizer)
+    return coherence_of == "step"
 
 
 def look_before_step(

@@ -386,7 +386,7 @@ class Regularizer:
                 self._index.groups(optimizer),
                 self.targets[0].param.device,
                 products=(self._is_penalized and not in_refit) or self.history.wants(self._num_calls_or_steps),
-                of_step=self._is_penalized and compares_with_step(self._settings(), optimizer),
+                of_step=self._is_penalized and compares_with_step(self.coherence_of, self.mode, optimizer),
             )
             if not self._before.after:
                 self._decision = self._decide(optimizer, self._before)
