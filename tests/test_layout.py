@@ -26,7 +26,7 @@ _ORDER = (
     ("refit",),
     ("checkpoint",),
     ("regularizer",),
-    ("__init__", "diagnosis"),
+    ("__init__", "diagnosis", "integrations"),
     ("experiments",),
     ("cli",),
     ("__main__",),

@@ -82,11 +82,12 @@ class StepCounts:
                 RuntimeWarning,
             )
 
-    def summary(self, targets: Sequence[Target], *, makes_zeros: bool) -> Summary:
+    def summary(self, targets: Sequence[Target], num_zeros: Sequence[int], *, makes_zeros: bool) -> Summary:
         """Counts and weights as a table.
 
         Args:
             targets: the K penalized parameters.
+            num_zeros: how many weights of each are 0, K entries.
             makes_zeros: whether exact zeros are made, and not kept by a refit.
 
         Returns:
@@ -99,10 +100,10 @@ class StepCounts:
                 t.name,
                 tuple(t.param.shape),
                 t.param.numel(),
-                int((t.param == 0).sum()),
+                zeros,
                 count / steps if steps else math.nan,
             )
-            for t, count in zip(targets, num_open, strict=True)
+            for t, zeros, count in zip(targets, num_zeros, num_open, strict=True)
         )
         able = [i for i, t in enumerate(targets) if t.penalty.strength > 0]
         possible = sum(num_allowed[i] * rows[i].num_weights for i in able)

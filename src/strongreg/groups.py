@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from strongreg.dtensors import whole
 from strongreg.hyperparameters import describe
 from strongreg.penalties import Penalty
 from strongreg.warning import warn
@@ -229,7 +230,7 @@ def inverse_std_scales(targets: list[Target]) -> list[float]:
     Returns:
         One factor > 0 per target. A tensor without spread (constant, or of one weight) keeps factor 1, with a warning.
     """
-    spreads = [t.param.detach().double().std().item() if t.param.numel() > 1 else 0.0 for t in targets]
+    spreads = [whole(t.param.detach()).double().std().item() if t.param.numel() > 1 else 0.0 for t in targets]
     usable = [spread > 0 and math.isfinite(spread) for spread in spreads]
     constant = [t.name for t, use in zip(targets, usable, strict=True) if not use]
     if constant:

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from strongreg.dtensors import has_same_layout, local, shared_out_as
 from strongreg.groups import Target
 from strongreg.precision import is_half
+from strongreg.scalars import as_tensor
+from strongreg.sharding import Shards
 from strongreg.warning import warn
 
 _MOSTLY = 0.5
@@ -18,42 +21,54 @@ Multiplier = float | Tensor
 
 
 def add_gradients(
-    targets: Sequence[Target], multipliers: Sequence[Multiplier], signs: Sequence[float], scale: Tensor | None
+    targets: Sequence[Target],
+    parts: Sequence[Target],
+    multipliers: Sequence[Multiplier],
+    signs: Sequence[float],
+    scale: Tensor | None,
 ) -> None:
     """Add each penalty's gradient to ``.grad``; a parameter without gradient is left alone.
 
-    It is written in place, but where ``.grad`` is an expanded tensor, whose entries share memory: that one is replaced.
+    It is written in place, but where ``.grad`` is an expanded tensor, whose entries share memory, or a DTensor that is
+    not laid out as its parameter: that one is replaced.
 
     Args:
         targets: the K penalized parameters.
+        parts: the same with this process's parts of them.
         multipliers: factor on the strength of each, 0 where its gate is closed, K entries.
         signs: per target 1.0, or -1.0 where ``.grad`` is an ascent direction.
         scale: the factor that ``.grad`` is scaled by, one entry, or None.
     """
-    for target, multiplier, sign in zip(targets, multipliers, signs, strict=True):
-        if target.param.grad is None or _is_zero(multiplier):
+    for target, part, multiplier, sign in zip(targets, parts, multipliers, signs, strict=True):
+        param = target.param
+        if param.grad is None or _is_zero(multiplier):
             continue
-        added = target.penalty.subgradient(target.param) * (sign * multiplier)
+        added = part.penalty.subgradient(part.param) * (sign * multiplier)
         added = added if scale is None else added * scale.to(added.device)
-        if _overlaps_itself(target.param.grad):
-            target.param.grad = target.param.grad + added.to(target.param.grad.dtype)
+        grad = local(param.grad, param)
+        if _overlaps_itself(grad):
+            param.grad = shared_out_as(grad + added.to(grad.dtype), param)
         else:
-            target.param.grad.add_(added)
+            grad.add_(added)
+            if not has_same_layout(param.grad, param):
+                param.grad = shared_out_as(grad, param)
 
 
-def weighted_value(targets: Sequence[Target], multipliers: Sequence[Multiplier]) -> Tensor:
+def weighted_value(shards: Shards, multipliers: Sequence[Multiplier]) -> Tensor:
     """The penalty of the whole network.
 
     Args:
-        targets: the K penalized parameters.
+        shards: what this process holds of the K penalized parameters.
         multipliers: factor on the strength of each, K entries.
 
     Returns:
         0-d tensor on the device of the first parameter, in units of the loss.
     """
+    targets = shards.targets()
     device = targets[0].param.device
     values = [m * t.penalty.value(t.param).to(device) for t, m in zip(targets, multipliers, strict=True)]
-    return torch.stack(values).sum()
+    total, _ = shards.total(torch.stack(values))
+    return as_tensor(total).sum()
 
 
 @torch.no_grad()

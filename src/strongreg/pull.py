@@ -18,6 +18,7 @@ from torch.optim import optimizer as optimizer_module
 
 from strongreg.decision import BeforeStep
 from strongreg.devices import Constants, reading_is_free
+from strongreg.dtensors import local
 from strongreg.groups import Target
 from strongreg.kernels import AdamStep, Passes, size_of_all
 from strongreg.optimizers import (
@@ -82,27 +83,32 @@ def look_before_step(
 
     Raises:
         TypeError: a gradient is sparse.
+
+    Where each process holds a part of the parameters, the weights are these parts; all else is of the whole.
     """
-    grads = [target.param.grad for target in targets]
+    grads: Sequence[Tensor | None] = [target.param.grad for target in targets]
     for target, grad in zip(targets, grads, strict=True):
         if grad is not None and grad.layout != torch.strided:
             raise TypeError(
                 f"parameter {target.name!r} has a gradient of layout {grad.layout}, which strongreg does not support: "
                 f"exclude it with {{{target.name!r}: None}} in the mapping of penalties"
             )
-    weights: list[Tensor] = [target.param for target in targets]
+    grads = passes.shards.parts(grads)
+    weights: list[Tensor] = [target.param for target in passes.shards.targets()]
     scale = loss_scale(optimizer)
     foreseen = foreseen_steps(targets, optimizer, groups) if products and of_step else None
-    taken = None
     if foreseen is not None:
-        sums = as_scalars(passes.foreseen(grads, foreseen, weights, device))
-        taken, gradient_sq = sums[:, :4], sums[:, 4]
+        sums = passes.foreseen(grads, foreseen, weights, device)
     elif products and not of_step:
-        taken = as_scalars(passes.products(grads, weights, device))
-        gradient_sq = taken[:, 0]
+        sums = passes.products(grads, weights, device)
     else:
-        gradient_sq = as_scalars(passes.squares(grads, device))
-    others = _size_of_the_others(targets, optimizer, device)
+        sums = passes.squares(grads, device)[:, None]
+    rest = _others(targets, optimizer)
+    summed, others = passes.shards.total(as_scalars(sums), _size_of_gradients(rest, device), rest)
+    if foreseen is not None:
+        taken, gradient_sq = summed[:, :4], summed[:, 4]
+    else:
+        taken, gradient_sq = summed if products and not of_step else None, summed[:, 0]
     xp = namespace(gradient_sq)
     finite = xp.isfinite(gradient_sq.sum() + others)
     skipped = step_is_skipped(optimizer, device)
@@ -150,8 +156,8 @@ def foreseen_steps(targets: Sequence[Target], optimizer: Optimizer, groups: Sequ
 
 def _adam_step(state: dict[str, Any], group: Group) -> AdamStep:
     return AdamStep(
-        exp_avg=state.get("exp_avg"),
-        exp_avg_sq=state.get("exp_avg_sq"),
+        exp_avg=local(state.get("exp_avg")),
+        exp_avg_sq=local(state.get("exp_avg_sq")),
         betas=(float(group["betas"][0]), float(group["betas"][1])),
         num_steps=float(state.get("step", 0)) + 1,
         eps=float(group["eps"]),
@@ -162,7 +168,6 @@ def _adam_step(state: dict[str, Any], group: Group) -> AdamStep:
 
 
 def products_of_step(
-    targets: Sequence[Target],
     passes: Passes,
     optimizer: Optimizer,
     before: BeforeStep,
@@ -171,8 +176,7 @@ def products_of_step(
     """Inner products of the steps taken, per unit of step size, and the penalty gradients before them.
 
     Args:
-        targets: the K penalized parameters.
-        passes: what computes over them.
+        passes: what computes over the K penalized parameters.
         optimizer: the optimizer, after its step.
         before: with a copy of the weights.
         device: where to gather the numbers.
@@ -182,8 +186,8 @@ def products_of_step(
     """
     pairs = zip(before.weights, before.has_gradient, strict=True)
     moved = [weight if has_gradient else None for weight, has_gradient in pairs]
-    now = [target.param for target in targets]
-    products = as_scalars(passes.products(moved, before.weights, device, minus=now))
+    now = [target.param for target in passes.shards.targets()]
+    products, _ = passes.shards.total(as_scalars(passes.products(moved, before.weights, device, minus=now)))
     factors = of_groups(before.groups, lambda group: 1 / _away_from_0(effective_step_size(optimizer, group)))
     return scaled(products, factors, passes.constant)
 
@@ -220,15 +224,20 @@ def _copies(weights: list[Tensor]) -> list[Tensor]:
     return copies
 
 
-def _size_of_the_others(targets: Sequence[Target], optimizer: Optimizer, device: torch.device) -> Scalars:
-    """A norm of the gradients that are not penalized (biases, normalization), 0-d."""
+def _others(targets: Sequence[Target], optimizer: Optimizer) -> list[Tensor]:
+    """The parameters with a gradient that are not penalized (biases, normalization)."""
     penalized = {id(target.param) for target in targets}
-    grads = [
-        param.grad
+    return [
+        param
         for group in optimizer.param_groups
         for param in group["params"]
         if id(param) not in penalized and param.grad is not None
     ]
+
+
+def _size_of_gradients(params: Sequence[Tensor], device: torch.device) -> Scalars:
+    """A norm of the gradients of some parameters, 0-d; of this process's parts of them."""
+    grads = [local(param.grad, param) for param in params if param.grad is not None]
     # of a sparse one the values: a batch may have looked nothing up
     grads = [grad.coalesce().values() if grad.layout == torch.sparse_coo else grad for grad in grads]
     return size_of_all([grad for grad in grads if grad.numel()], device)

@@ -10,6 +10,7 @@ from torch import Tensor
 from strongreg.counts import StepCounts
 from strongreg.decision import BeforeStep, Decision
 from strongreg.devices import Constants
+from strongreg.dtensors import is_shared_out, local, part_of, shared_out_as, whole
 from strongreg.groups import Target
 from strongreg.scalars import as_scalars, namespace, per_tensor
 
@@ -113,10 +114,16 @@ class ZeroMasks:
             targets: the K penalized parameters.
 
         Returns:
-            Boolean tensors on the CPU, by parameter name; only those that hold a zero at all.
+            Boolean tensors on the CPU, by parameter name; only those that hold a zero at all. DTensors for DTensors, so
+            that no process waits for another.
         """
-        named = zip(targets, self._masks, strict=True)
-        return {t.name: mask.to("cpu", copy=True) for t, mask in named if mask is not None and bool(mask.any())}
+        saved = {}
+        for target, mask in zip(targets, self._masks, strict=True):
+            if mask is not None and is_shared_out(target.param):
+                saved[target.name] = shared_out_as(mask.clone(), target.param)
+            elif mask is not None and bool(mask.any()):
+                saved[target.name] = mask.to("cpu", copy=True)
+        return saved
 
     def load_state_dict(self, targets: Sequence[Target], state: dict[str, Tensor]) -> None:
         """Replace the masks.
@@ -142,5 +149,13 @@ class ZeroMasks:
                 raise ValueError(f"the saved zeros of {target.name!r} have dtype {saved.dtype}: they must be boolean")
         found = [state.get(target.name) for target in targets]
         self._masks = [
-            None if mask is None else mask.to(t.param.device, copy=True) for t, mask in zip(targets, found, strict=True)
+            None if mask is None else _part(mask, t.param).to(t.param.device, copy=True)
+            for t, mask in zip(targets, found, strict=True)
         ]
+
+
+def _part(mask: Tensor, param: Tensor) -> Tensor:
+    """This process's part of a saved mask, whichever way it was laid out."""
+    if is_shared_out(mask):
+        return local(mask, param) if is_shared_out(param) else whole(mask)
+    return part_of(mask, param)

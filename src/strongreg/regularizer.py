@@ -203,7 +203,7 @@ class Regularizer:
         self._keep(rows)
         self._scales = scales
         if self.mode == "proximal":
-            warn_of_lost_shrinkage(targets, scales, step_sizes)
+            warn_of_lost_shrinkage(self._passes.shards.targets(), scales, step_sizes)
         neighbours.add(self)
         self._optimizer, self._key = optimizer, key
         self._handles = [
@@ -242,7 +242,7 @@ class Regularizer:
         Returns:
             0-d tensor on the device of the first penalized parameter, in units of the loss.
         """
-        return weighted_value(self.targets, self._scales or [1.0] * len(self.targets))
+        return weighted_value(self._passes.shards, self._scales or [1.0] * len(self.targets))
 
     @torch.no_grad()
     def summary(self) -> Summary:
@@ -252,7 +252,7 @@ class Regularizer:
             A :class:`strongreg.Summary`; ``print`` it for a table.
         """
         makes_zeros = self.mode == "proximal" and self.num_steps <= self.schedule.refit_start
-        return self._counts.summary(self.targets, makes_zeros=makes_zeros)
+        return self._counts.summary(self.targets, self._passes.shards.num_zeros(), makes_zeros=makes_zeros)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -394,8 +394,8 @@ class Regularizer:
             return None
         multipliers = per_tensor(self._decision.multipliers, self._devices)
         signs = [gradient_sign(group) for group in self._before.groups]
-        add_gradients(self.targets, multipliers, signs, loss_scale(optimizer))
-        return weighted_value(self.targets, multipliers) if isinstance(optimizer, LBFGS) else None
+        add_gradients(self.targets, self._passes.shards.targets(), multipliers, signs, loss_scale(optimizer))
+        return weighted_value(self._passes.shards, multipliers) if isinstance(optimizer, LBFGS) else None
 
     def _after_step(self, optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         if not self._nesting.leave():
@@ -431,7 +431,7 @@ class Regularizer:
         allowed = has_gradient & (as_scalars(step) < self.schedule.refit_start)
         products = before.products
         if before.after:
-            products = products_of_step(self.targets, self._passes, optimizer, before, device)
+            products = products_of_step(self._passes, optimizer, before, device)
         if products is None:
             decision = nothing_decided(before, allowed)
         else:

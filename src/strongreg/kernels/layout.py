@@ -108,7 +108,7 @@ def is_plain(param: Tensor) -> bool:
     Returns:
         Whether its entries may be worked on in place.
     """
-    return type(param) is nn.Parameter and type(param.data) is Tensor and has_plain_memory(param)
+    return type(param.data) is Tensor and has_plain_memory(param)
 
 
 def known_terms(target: Target) -> Terms | None:

@@ -1,6 +1,7 @@
 """The two passes of a step over all penalized tensors, each by the fastest way that takes it.
 
-To be called where gradients are not recorded (``torch.no_grad``).
+To be called where gradients are not recorded (``torch.no_grad``). Where each process holds a part of a parameter, all
+tensors are such parts, and so are the sums: :attr:`Passes.shards` sums them over the processes.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from strongreg.kernels.multi_tensor import MultiTensorPasses
 from strongreg.kernels.reference import ReferencePasses
 from strongreg.precision import scalar_dtype
 from strongreg.scalars import Scalars, as_scalars
+from strongreg.sharding import Shards
 
 _Way = CompiledPasses | BlockedPasses | MultiTensorPasses | ForeachPasses | ReferencePasses
 _WAYS: tuple[type[_Way], ...] = (CompiledPasses, BlockedPasses, MultiTensorPasses, ForeachPasses, ReferencePasses)
@@ -35,6 +37,7 @@ class Passes:
 
     Attributes:
         constant: the numbers of the host that they need on an accelerator.
+        shards: what this process holds of the parameters.
 
     Args:
         targets: the K penalized parameters.
@@ -42,7 +45,8 @@ class Passes:
 
     def __init__(self, targets: Sequence[Target]) -> None:
         self.constant = Constants()
-        self._targets = targets
+        self.shards = Shards(targets)
+        self._targets = self.shards.targets()
         self._seen: list[tuple[Any, ...]] = []
         self._is_off = [target.penalty.strength == 0 for target in targets]
         self._parts: list[tuple[list[int], _Way]] = []
@@ -120,8 +124,9 @@ class Passes:
         """
         if not any(isinstance(factor, Tensor) or factor for factor in factors):
             return
+        current = self._current()
         weights = [target.param for target in self._targets]
-        for rows, way in self._current():
+        for rows, way in current:
             way.shrink(at(weights, rows), at(factors, rows), at(step_sizes, rows))
 
     def mark_zeros(
@@ -152,6 +157,7 @@ class Passes:
 
     def _current(self) -> list[tuple[list[int], _Way]]:
         """The ways for the parameters as they are now: a network may have been moved or converted."""
+        self._targets = self.shards.targets()
         params = [target.param for target in self._targets]
         seen = [(type(p), p.device, p.dtype, p.shape, p.stride(), p.data_ptr() == 0) for p in params]
         if seen != self._seen:

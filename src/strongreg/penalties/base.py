@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,6 +88,21 @@ class Penalty(abc.ABC):
         """
         del shape
         return None
+
+    def separable_dims(self, shape: torch.Size) -> Sequence[int]:
+        """Dimensions along which weights may be cut so that this penalty treats each part as it treats the whole.
+
+        Where processes hold parts of a tensor that is cut along another one, the tensor is gathered for the penalty, as
+        for every class that does not define this method itself.
+
+        Args:
+            shape: shape of the weights.
+
+        Returns:
+            Numbers of dimensions, >= 0.
+        """
+        del shape
+        return ()
 
     def check_shape(self, shape: torch.Size) -> None:  # noqa: B027 - most penalties take every shape
         """Check that this penalty fits tensors of a shape.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +67,10 @@ class GroupL2(Penalty):
         if not _is_along_rows(shape, self.dim):
             return None
         return Terms(group=_group_weight(shape, self.dim, self.weight_by_size))
+
+    def separable_dims(self, shape: torch.Size) -> Sequence[int]:
+        """See :meth:`Penalty.separable_dims`: those that number the groups."""
+        return sorted(set(range(len(shape))) - set(_reduced_dims(shape, self.dim)))
 
     def value(self, w: Tensor) -> Tensor:
         """See :meth:`Penalty.value`."""
@@ -141,6 +146,10 @@ class SparseGroup(Penalty):
             return None
         weight = _group_weight(shape, self.dim, self.weight_by_size)
         return Terms(l1=self.l1_ratio, group=(1 - self.l1_ratio) * weight)
+
+    def separable_dims(self, shape: torch.Size) -> Sequence[int]:
+        """See :meth:`Penalty.separable_dims`: those that number the groups."""
+        return sorted(set(range(len(shape))) - set(_reduced_dims(shape, self.dim)))
 
     def value(self, w: Tensor) -> Tensor:
         """See :meth:`Penalty.value`."""

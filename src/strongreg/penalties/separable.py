@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,10 @@ class L1(Penalty):
         """See :meth:`Penalty.terms`."""
         del shape
         return Terms(l1=1.0)
+
+    def separable_dims(self, shape: torch.Size) -> Sequence[int]:
+        """See :meth:`Penalty.separable_dims`: all."""
+        return range(len(shape))
 
     def value(self, w: Tensor) -> Tensor:
         """See :meth:`Penalty.value`."""
@@ -86,6 +91,10 @@ class L2(Penalty):
         """See :meth:`Penalty.terms`."""
         del shape
         return Terms(l2=1.0)
+
+    def separable_dims(self, shape: torch.Size) -> Sequence[int]:
+        """See :meth:`Penalty.separable_dims`: all."""
+        return range(len(shape))
 
     def value(self, w: Tensor) -> Tensor:
         """See :meth:`Penalty.value`."""
@@ -144,6 +153,10 @@ class ElasticNet(Penalty):
         """See :meth:`Penalty.terms`."""
         del shape
         return Terms(l1=self.l1_ratio, l2=1 - self.l1_ratio)
+
+    def separable_dims(self, shape: torch.Size) -> Sequence[int]:
+        """See :meth:`Penalty.separable_dims`: all."""
+        return range(len(shape))
 
     def value(self, w: Tensor) -> Tensor:
         """See :meth:`Penalty.value`."""
@@ -207,6 +220,10 @@ class MCP(Penalty):
         """See :meth:`Penalty.terms`."""
         del shape
         return Terms(l1=1.0, cutoff=self.cutoff)
+
+    def separable_dims(self, shape: torch.Size) -> Sequence[int]:
+        """See :meth:`Penalty.separable_dims`: all."""
+        return range(len(shape))
 
     def value(self, w: Tensor) -> Tensor:
         """See :meth:`Penalty.value`."""

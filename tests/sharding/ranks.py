@@ -1,0 +1,293 @@
+"""What each of several processes does in test_sharded_networks: it trains a network alone and its part of a shared one.
+
+Every process has the whole network as plain tensors, too, and trains it on the whole batch; the shared one it trains on
+its share of the batch. It says by how much they differ.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
+
+from strongreg import (
+    L1,
+    L2,
+    MCP,
+    CoherenceGate,
+    Constant,
+    ElasticNet,
+    GroupL2,
+    Refit,
+    Regularizer,
+    SparseGroup,
+)
+from strongreg.dtensors import whole
+from strongreg.integrations.distributed_checkpoint import StatefulRegularizer
+from strongreg.penalties import Penalty
+
+NUM_STEPS = 12
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class OfNorm(Penalty):
+    """The norm of the whole tensor: a penalty of a user's own, which knows nothing of parts."""
+
+    def value(self, w: Tensor) -> Tensor:
+        return self.strength * w.norm()
+
+    def subgradient(self, w: Tensor) -> Tensor:
+        return self.strength * w / w.norm().clamp(min=1e-30)
+
+    def critical_strength(self, grad: Tensor) -> Tensor:
+        return grad.norm()
+
+    def optimality_gap(self, w: Tensor, grad: Tensor) -> Tensor:
+        return (grad + self.subgradient(w)).norm()
+
+    def _prox(self, w: Tensor, threshold: float | Tensor) -> Tensor:
+        return w * (1 - threshold / w.norm().clamp(min=1e-30)).clamp(min=0)
+
+
+class Network(nn.Module):
+    """A number of rows that no number of processes divides, a convolution, and a layer of fewer rows than processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 5, 3)
+        self.up = nn.Linear(20, 12)
+        self.down = nn.Linear(12, 8)
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).relu().flatten(1)
+        return self.head(self.norm(self.down(self.up(x).relu())).tanh())
+
+
+def ddp(model: nn.Module) -> nn.Module:
+    return DistributedDataParallel(model)
+
+
+def fsdp(model: nn.Module) -> nn.Module:
+    return _fully_sharded(model, init_device_mesh("cpu", (dist.get_world_size(),)))
+
+
+def hybrid(model: nn.Module) -> nn.Module:
+    return _fully_sharded(model, init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")))
+
+
+def tensor_parallel(model: nn.Module) -> nn.Module:
+    return _by_columns_and_rows(model, init_device_mesh("cpu", (dist.get_world_size(),)))
+
+
+def both(model: nn.Module) -> nn.Module:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    return _fully_sharded(_by_columns_and_rows(model, mesh["tensor"]), mesh["data"])
+
+
+def _fully_sharded(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    fully_shard(model.up, mesh=mesh)  # type: ignore[arg-type]
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def _by_columns_and_rows(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    return parallelize_module(model, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
+
+
+LAYOUTS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    layout.__name__: layout for layout in (ddp, fsdp, hybrid, tensor_parallel, both)
+}
+PENALTIES: dict[str, Penalty] = {
+    "l1": L1(0.03),
+    "l2": L2(0.1),
+    "elastic_net": ElasticNet(0.05),
+    "mcp": MCP(0.03),
+    "rows": GroupL2(0.05),
+    "columns": GroupL2(0.05, dim=1, weight_by_size=True),
+    "sparse_rows": SparseGroup(0.05),
+    "sparse_columns": SparseGroup(0.05, dim=1),
+    "of_norm": OfNorm(0.1),
+}
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "sgd": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
+    "adamw": lambda params: torch.optim.AdamW(params, lr=0.01, weight_decay=0.0),
+    "rmsprop": lambda params: torch.optim.RMSprop(params, lr=0.01),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training run.
+
+    Args:
+        layout: how the network lies over the processes.
+        penalty: name of a penalty.
+        optimizer: name of an optimizer.
+        scope: of the gate.
+        refit: step at which the penalty ends and the zeros stay.
+        options: of the Regularizer.
+    """
+
+    layout: str
+    penalty: str
+    optimizer: str = "sgd"
+    scope: str = "global"
+    refit: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """For the names of tests."""
+        more = [f"{name}={value}" for name, value in self.options.items()]
+        refit = [] if self.refit is None else [f"refit={self.refit}"]
+        return "-".join([self.layout, self.penalty, self.optimizer, self.scope, *refit, *more])
+
+    def build(self, model: nn.Module) -> tuple[torch.optim.Optimizer, Regularizer]:
+        """Optimizer and Regularizer of a network."""
+        optimizer = OPTIMIZERS[self.optimizer](model.parameters())
+        gate = CoherenceGate(0.7, scope=self.scope)  # type: ignore[arg-type]
+        schedule = Constant() if self.refit is None else Refit(self.refit)
+        options = {"gate": gate, "schedule": schedule, "warn_of_collapse": False, **self.options}
+        return optimizer, Regularizer(model, PENALTIES[self.penalty], **options).attach(optimizer)
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(2)
+    shapes = (BATCH, 1, 4, 4), (BATCH, 1)
+    return [
+        tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)  # type: ignore[misc]
+        for _ in range(NUM_STEPS)
+    ]
+
+
+def train(
+    forward: nn.Module, optimizer: torch.optim.Optimizer, steps: Sequence[tuple[Tensor, Tensor]], share: slice
+) -> None:
+    for inputs, answers in steps:
+        optimizer.zero_grad()
+        ((forward(inputs[share]) - answers[share]) ** 2).mean().backward()
+        optimizer.step()
+
+
+def new_network(seed: int = 1) -> nn.Module:
+    torch.manual_seed(seed)
+    return Network().double()
+
+
+def share_of(layout: str) -> slice:
+    """The images of this process: those that share a network's rows and columns all see the same."""
+    if layout == "tensor_parallel":
+        return slice(None)
+    if layout == "both":
+        return slice(dist.get_rank() // 2, None, 2)
+    return slice(dist.get_rank(), None, dist.get_world_size())
+
+
+def plain(model: nn.Module) -> dict[str, Tensor]:
+    return {name: whole(param.detach()) for name, param in model.named_parameters()}
+
+
+def compare(case: Case) -> dict[str, Any]:
+    """Train a network alone and shared out; what they differ by."""
+    alone, shared = new_network(), new_network()
+    forward = LAYOUTS[case.layout](shared)
+    optimizer, reg_alone = case.build(alone)
+    train(alone, optimizer, batches(), slice(None))
+    optimizer, reg = case.build(shared)
+    train(forward, optimizer, batches(), share_of(case.layout))
+    ours, theirs = plain(shared), plain(alone)
+    opened, summary = reg.history.per_layer("open"), reg.summary()
+    seen = [None] * dist.get_world_size()
+    dist.all_gather_object(seen, opened.tolist())
+    return {
+        "weights": max((ours[name] - theirs[name]).abs().max().item() for name in theirs),
+        "history": max(
+            float(abs(reg.history.per_layer(name) - reg_alone.history.per_layer(name)).max())
+            for name in ("coherence", "gradient_norm", "penalty_norm", "weight_norm")
+        ),
+        "value": abs(float(reg.penalty_value()) - float(reg_alone.penalty_value())),
+        "same_decisions": all(each == seen[0] for each in seen)
+        and bool((opened == reg_alone.history.per_layer("open")).all()),
+        "same_summary": str(summary) == str(reg_alone.summary()),
+        "open": float(opened.mean()),
+        "zeros": summary.total.num_zeros,
+        "scales": max(abs(a - b) for a, b in zip(reg._scales or (), reg_alone._scales or (), strict=True)),
+    }
+
+
+def main() -> None:
+    """Do what a file of the test asks, and write what was found."""
+    task, directory = sys.argv[1], Path(sys.argv[2])
+    dist.init_process_group("gloo")
+    try:
+        found = TASKS[task](directory)
+        if dist.get_rank() == 0:
+            (directory / f"{task}-{dist.get_world_size()}.json").write_text(json.dumps(found))
+    finally:
+        dist.destroy_process_group()
+
+
+def compare_all(directory: Path) -> list[dict[str, Any]]:
+    cases = [Case(**case) for case in json.loads((directory / "cases.json").read_text())]
+    return [compare(case) for case in cases]
+
+
+CHECKPOINTED = Case("fsdp", "l1", refit=10)
+SPLIT = 6  # just after a step at a closed gate, which has set zeros free
+
+
+def save_checkpoint(directory: Path) -> dict[str, Any]:
+    """Train the first steps in these processes and save; then go on, for a run that was not interrupted."""
+    model = fsdp(new_network()) if dist.get_world_size() > 1 else new_network()
+    optimizer, reg = CHECKPOINTED.build(model)
+    share = share_of("fsdp")
+    train(model, optimizer, batches()[:SPLIT], share)
+    weights, state = get_state_dict(model, optimizer)
+    everything = {"model": weights, "optimizer": state, "strongreg": StatefulRegularizer(reg)}
+    dcp.save(everything, checkpoint_id=directory / f"from-{dist.get_world_size()}")
+    hidden = sum(int(whole(mask).sum()) for mask in reg.state_dict()["zero_masks"].values())
+    train(model, optimizer, batches()[SPLIT:], share)
+    return {"weights": {name: w.tolist() for name, w in plain(model).items()}, "hidden": hidden, "steps": reg.num_steps}
+
+
+def load_checkpoint(directory: Path) -> dict[str, Any]:
+    """Go on with what another number of processes has saved."""
+    size = dist.get_world_size()
+    model = fsdp(new_network(seed=5)) if size > 1 else new_network(seed=5)
+    optimizer, reg = CHECKPOINTED.build(model)
+    weights, state = get_state_dict(model, optimizer)
+    checkpoint = directory / f"from-{3 - size}"
+    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=checkpoint)
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
+    dcp.load({"strongreg": StatefulRegularizer(reg)}, checkpoint_id=checkpoint)
+    train(model, optimizer, batches()[SPLIT:], share_of("fsdp"))
+    return {
+        "weights": {name: w.tolist() for name, w in plain(model).items()},
+        "steps": reg.num_steps,
+        "records": len(reg.history),
+    }
+
+
+TASKS: dict[str, Callable[[Path], Any]] = {
+    "compare_all": compare_all,
+    "save_checkpoint": save_checkpoint,
+    "load_checkpoint": load_checkpoint,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Networks of which each process holds a part: the weights of one process, and the same decision everywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sharding.ranks import PENALTIES, Case
+
+TESTS = Path(__file__).parents[1]
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    "OMP_NUM_THREADS": "1",
+}
+TOLERANCE = 1e-12  # of float64: sums in another order
+
+FEW = ("l1", "rows", "columns", "of_norm")
+CASES = {
+    2: [
+        *(Case("fsdp", penalty, scope=scope) for penalty in PENALTIES for scope in ("global", "layer")),
+        *(Case("fsdp", penalty, optimizer) for penalty in FEW for optimizer in ("adamw", "rmsprop")),
+        *(Case("fsdp", penalty, refit=6) for penalty in FEW),
+        *(Case("fsdp", penalty, options={"mode": "gradient"}) for penalty in FEW),
+        Case("fsdp", "l1", options={"strength_scale": "inverse_std"}),
+        *(Case("ddp", penalty, scope=scope) for penalty in FEW for scope in ("global", "layer")),
+        *(Case("tensor_parallel", penalty, scope=scope) for penalty in PENALTIES for scope in ("global", "layer")),
+        *(Case("tensor_parallel", penalty, "adamw") for penalty in FEW),
+        *(Case("tensor_parallel", penalty, options={"mode": "gradient"}) for penalty in FEW),
+    ],
+    4: [
+        *(Case("fsdp", penalty) for penalty in FEW),
+        *(Case("hybrid", penalty) for penalty in FEW),
+        *(Case("both", penalty) for penalty in FEW),
+    ],
+}
+EACH = [(size, i) for size, cases in CASES.items() for i in range(len(cases))]
+
+
+def run(task: str, size: int, directory: Path) -> Any:
+    """What so many processes have found."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
+    command = [*launch, "-m", "sharding.ranks", task, str(directory)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return json.loads((directory / f"{task}-{size}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    directory = tmp_path_factory.mktemp("ranks")
+    results = {}
+    for size, cases in CASES.items():
+        (directory / "cases.json").write_text(json.dumps([dataclasses.asdict(case) for case in cases]))
+        results[size] = run("compare_all", size, directory)
+    return results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "i"), EACH, ids=[f"{size}-{CASES[size][i]}" for size, i in EACH])
+def test_a_shared_network_is_that_of_one_process(found, size, i):
+    outcome = found[size][i]
+    assert outcome["weights"] < TOLERANCE
+    assert outcome["history"] < 1e-6  # float32
+    assert outcome["value"] < TOLERANCE
+    assert outcome["scales"] < TOLERANCE
+    assert outcome["same_decisions"]
+    assert outcome["same_summary"]
+    assert outcome["open"] > 0
+
+
+@pytest.mark.slow
+def test_the_cases_are_worth_comparing(found):
+    by_case = {str(case): outcome for case, outcome in zip(CASES[2], found[2], strict=True)}
+    assert by_case["fsdp-l1-sgd-global"]["open"] < 1
+    assert by_case["fsdp-columns-sgd-global"]["open"] < 1
+    assert by_case["fsdp-l1-sgd-global-refit=6"]["zeros"] > 0
+    assert by_case["fsdp-columns-sgd-global-refit=6"]["zeros"] > 0
+
+
+@pytest.mark.slow
+def test_a_distributed_checkpoint_goes_from_2_processes_to_1_and_back(tmp_path):
+    whole = {size: run("save_checkpoint", size, tmp_path) for size in (1, 2)}
+    assert whole[1]["hidden"] == whole[2]["hidden"] > 0  # zeros that only the masks remember
+    for size in (1, 2):
+        resumed = run("load_checkpoint", size, tmp_path)
+        assert resumed["steps"] == resumed["records"] == whole[size]["steps"]
+        for name, weights in whole[3 - size]["weights"].items():
+            np.testing.assert_allclose(resumed["weights"][name], weights, rtol=0, atol=TOLERANCE)
+            assert ((np.array(resumed["weights"][name]) == 0) == (np.array(weights) == 0)).all()
