@@ -13,9 +13,12 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def _run(name: str, directory: Path) -> str:
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def _run(name: str, directory: Path, *launcher: str) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", str(EXAMPLES / name)]
+    command = [sys.executable, "-W", "error", *launcher, str(EXAMPLES / name)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=directory, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -23,7 +26,7 @@ def _run(name: str, directory: Path) -> str:
 
 
 def test_the_list_of_examples_is_complete():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"two_lines.py", "checkpoint.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"two_lines.py", "checkpoint.py", "sharded.py"}
 
 
 @pytest.mark.slow
@@ -39,3 +42,11 @@ def test_a_run_goes_on_bit_for_bit_from_a_checkpoint(tmp_path):
     assert "bit for bit the run without interruption: True" in output
     total = next(line for line in output.splitlines() if line.startswith("total"))
     assert float(total.split()[-2]) > 1.5
+
+
+@pytest.mark.slow
+def test_a_sharded_network_is_checkpointed_and_becomes_small(tmp_path):
+    output = _run("sharded.py", tmp_path, *TORCHRUN)
+    total = next(line for line in output.splitlines() if line.startswith("total"))
+    assert float(total.split()[-2]) > 10
+    assert "400 steps" in output

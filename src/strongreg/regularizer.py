@@ -249,7 +249,7 @@ class Regularizer:
         """Weights, zeros, compression and share of open steps, per layer and in total.
 
         Returns:
-            A :class:`strongreg.Summary`; ``print`` it for a table.
+            A :class:`strongreg.Summary`; ``print`` it. Processes that hold parts of the network must all ask.
         """
         makes_zeros = self.mode == "proximal" and self.num_steps <= self.schedule.refit_start
         return self._counts.summary(self.targets, self._passes.shards.num_zeros(), makes_zeros=makes_zeros)
