@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import strongreg
-from strongreg.cli import export, packed, runs, shrink, study
+from strongreg.cli import doctor, export, packed, runs, shrink, study
 from strongreg.experiments.engine.distributed import Launch
 from strongreg.experiments.errors import UserError
 
@@ -33,7 +33,6 @@ strongreg compare --help"""
 app = typer.Typer(
     name="strongreg",
     help="Strong regularization that deep networks endure: gradient-coherent L1, L2 and group penalties.",
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     epilog=_EPILOG,
@@ -48,6 +47,7 @@ app.command(epilog=packed.EPILOG_INSPECT)(packed.inspect)
 app.command(epilog=packed.EPILOG_UNPACK)(packed.unpack)
 app.command(epilog=shrink.EPILOG_SHRINK)(shrink.shrink)
 app.command(epilog=export.EPILOG_EXPORT)(export.export)
+app.command(epilog=doctor.EPILOG_DOCTOR)(doctor.doctor)
 
 
 def _show_version(wanted: bool) -> None:

@@ -5,7 +5,8 @@
 """
 
 from strongreg.kernels.adam import AdamStep as AdamStep
+from strongreg.kernels.compiled import are_compiled as are_compiled
 from strongreg.kernels.passes import Passes as Passes
 from strongreg.kernels.passes import size_of_all as size_of_all
 
-__all__ = ["AdamStep", "Passes", "size_of_all"]
+__all__ = ["AdamStep", "Passes", "are_compiled", "size_of_all"]

@@ -48,6 +48,15 @@ def _works(dtype: torch.dtype) -> bool:
     return _loops() is not None and _tried(dtype)
 
 
+def are_compiled() -> bool:
+    """Whether the passes over plain float32 and float64 parameters on the CPU are compiled here.
+
+    Returns:
+        False where numba is missing, switched off or broken: other ways take their place.
+    """
+    return all(_works(dtype) for dtype in _NUMPY)
+
+
 @functools.cache
 def _tried(dtype: torch.dtype) -> bool:
     """Whether the loops do their work: they are tried once, for numba may have no compiler or a damaged cache."""

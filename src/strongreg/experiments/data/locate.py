@@ -49,15 +49,37 @@ def locate(name: str, published: Published, data_dir: Path | None) -> Files:
     """
     variable = os.environ.get(DATA_VARIABLE)
     place = data_dir or (Path(variable) if variable else None)
-    if place is not None:
-        place = place.expanduser()
-        for folder in (place / name / published.config, place / name, place / published.config, place):
-            files = find_files(folder)
-            if files is not None:
-                return files
+    place = None if place is None else place.expanduser()
+    files = find_published(name, published, place)
+    if files is not None:
+        return files
     if data_dir is not None:
         raise UserError(f"no files of {name} in {place}: {_remedy(name, published, place)}")
     return _download(name, published, place)
+
+
+def find_published(name: str, published: Published, place: Path | None) -> Files | None:
+    """The files of a data set in a folder of the user.
+
+    Args:
+        name: its name.
+        published: what is known of it.
+        place: holds a folder of this name with the files, or the files themselves; or None.
+
+    Returns:
+        The complete files, None if there are none at all.
+
+    Raises:
+        UserError: some are missing.
+    """
+    if place is None:
+        return None
+    place = place.expanduser()
+    for folder in (place / name / published.config, place / name, place / published.config, place):
+        files = find_files(folder)
+        if files is not None:
+            return files
+    return None
 
 
 def find_files(folder: Path) -> Files | None:
