@@ -11,7 +11,7 @@ demo: $(VENV)/demo-installed
 	$(BIN)/strongreg compare
 
 test: install lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ from torch.optim import ASGD, LBFGS, SGD, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LRScheduler
 
 from strongreg.devices import reading_is_free
+from strongreg.dtensors import is_shared_out
 from strongreg.groups import Target
 from strongreg.penalties import L2, ElasticNet
 from strongreg.scalars import Scalars, as_scalars
@@ -287,6 +288,12 @@ def held_targets(targets: list[Target], optimizer: Optimizer) -> list[Target]:
     missing = [t for t in targets if id(t.param) not in held]
     trainable = [t.name for t in missing if t.param.requires_grad]
     if trainable:
+        params = [param for group in optimizer.param_groups for param in group["params"]]
+        if any(map(is_shared_out, params)) and not any(is_shared_out(t.param) for t in missing):
+            raise ValueError(
+                f"the optimizer does not hold the penalized parameters {trainable}, but DTensors: fully_shard and "
+                "parallelize_module replace a network's parameters; build the Regularizer after them"
+            )
         raise ValueError(
             f"the optimizer does not hold the penalized parameters {trainable}: give them to the optimizer, or "
             f"exclude them with a mapping such as {{{trainable[0]!r}: None, '*weight': L1(1e-3)}}"

@@ -6,8 +6,10 @@ its share of the batch. It says by how much they differ.
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +21,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,7 +37,7 @@ from strongreg import (
     Regularizer,
     SparseGroup,
 )
-from strongreg.dtensors import whole
+from strongreg.dtensors import local, whole
 from strongreg.integrations.distributed_checkpoint import StatefulRegularizer
 from strongreg.penalties import Penalty
 
@@ -283,8 +285,90 @@ def load_checkpoint(directory: Path) -> dict[str, Any]:
     }
 
 
+def nonfinite_in_one_process() -> dict[str, Any]:
+    """A NaN in one part of a gradient closes the gate of all."""
+    model = fsdp(new_network())
+    optimizer, reg = Case("fsdp", "l1").build(model)
+    model(batches()[0][0]).sum().backward()
+    if dist.get_rank() == 1:
+        local(model.conv.bias.grad).fill_(float("nan"))
+    with warnings.catch_warnings(record=True):
+        optimizer.step()
+    seen = [None] * dist.get_world_size()
+    dist.all_gather_object(seen, (reg.num_nonfinite, reg.history["open"].tolist()))
+    return {"seen": seen}
+
+
+def saved_by_each_process() -> dict[str, Any]:
+    """The optimizer's own state through torch.save, in the middle of a refit to come; each process its part."""
+    model = fsdp(new_network())
+    optimizer, _ = CHECKPOINTED.build(model)
+    train(model, optimizer, batches()[:SPLIT], share_of("fsdp"))
+    stream = io.BytesIO()
+    torch.save(optimizer.state_dict(), stream)
+    state = torch.load(io.BytesIO(stream.getvalue()), weights_only=True)
+    resumed = fsdp(new_network(seed=5))
+    optimizer_resumed, _ = CHECKPOINTED.build(resumed)
+    optimizer_resumed.load_state_dict(state)
+    resumed.load_state_dict(model.state_dict())
+    train(model, optimizer, batches()[SPLIT:], share_of("fsdp"))
+    train(resumed, optimizer_resumed, batches()[SPLIT:], share_of("fsdp"))
+    ours, theirs = plain(resumed), plain(model)
+    return {
+        "num_masks": len(state["strongreg"]["zero_masks"]),
+        "identical": all(bool((ours[name] == theirs[name]).all()) for name in theirs),
+    }
+
+
+def state_of_one_process() -> dict[str, Any]:
+    """The first process asks for the optimizer's state, and the others do not."""
+    model = fsdp(new_network())
+    optimizer, _ = CHECKPOINTED.build(model)
+    train(model, optimizer, batches()[:SPLIT], share_of("fsdp"))
+    if dist.get_rank() == 0:
+        return {"num_masks": len(optimizer.state_dict()["strongreg"]["zero_masks"])}
+    return {}
+
+
+def built_too_early() -> dict[str, Any]:
+    """The Regularizer first, then fully_shard."""
+    model = new_network()
+    reg = Regularizer(model, L1(0.1))
+    fsdp(model)
+    try:
+        reg.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+    except ValueError as error:
+        return {"error": str(error)}
+    return {}
+
+
+def bfloat16_and_clipped() -> dict[str, Any]:
+    """Gradients in bfloat16 of weights in float32, every other one accumulated, norms clipped."""
+    model = new_network().float()
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    fully_shard(model, mp_policy=policy)
+    optimizer, reg = Case("fsdp", "columns").build(model)
+    for i, (inputs, _) in enumerate(batches()):
+        model.set_requires_gradient_sync(i % 2 == 1)  # type: ignore[operator]
+        model(inputs.bfloat16()).square().mean().backward()
+        if i % 2:
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    seen = [None] * dist.get_world_size()
+    dist.all_gather_object(seen, reg.history["open"].tolist())
+    return {"seen": seen, "steps": reg.num_steps, "weights": reg.summary().total.num_weights}
+
+
+def all_odd(directory: Path) -> dict[str, Any]:
+    del directory
+    odd = (nonfinite_in_one_process, saved_by_each_process, state_of_one_process, built_too_early, bfloat16_and_clipped)
+    return {each.__name__: each() for each in odd}
+
+
 TASKS: dict[str, Callable[[Path], Any]] = {
     "compare_all": compare_all,
+    "all_odd": all_odd,
     "save_checkpoint": save_checkpoint,
     "load_checkpoint": load_checkpoint,
 }

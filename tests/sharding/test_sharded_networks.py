@@ -32,7 +32,8 @@ CASES = {
         *(Case("fsdp", penalty, options={"mode": "gradient"}) for penalty in FEW),
         Case("fsdp", "l1", options={"strength_scale": "inverse_std"}),
         *(Case("ddp", penalty, scope=scope) for penalty in FEW for scope in ("global", "layer")),
-        *(Case("tensor_parallel", penalty, scope=scope) for penalty in PENALTIES for scope in ("global", "layer")),
+        *(Case("tensor_parallel", penalty) for penalty in PENALTIES),
+        *(Case("tensor_parallel", penalty, scope="layer") for penalty in FEW),
         *(Case("tensor_parallel", penalty, "adamw") for penalty in FEW),
         *(Case("tensor_parallel", penalty, options={"mode": "gradient"}) for penalty in FEW),
     ],
@@ -84,6 +85,40 @@ def test_the_cases_are_worth_comparing(found):
     assert by_case["fsdp-columns-sgd-global"]["open"] < 1
     assert by_case["fsdp-l1-sgd-global-refit=6"]["zeros"] > 0
     assert by_case["fsdp-columns-sgd-global-refit=6"]["zeros"] > 0
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run("all_odd", 2, tmp_path_factory.mktemp("odd"))
+
+
+@pytest.mark.slow
+def test_a_gradient_that_is_not_finite_in_one_process_closes_the_gate_of_all(odd):
+    assert odd["nonfinite_in_one_process"]["seen"] == [[1, [0.0]]] * 2
+
+
+@pytest.mark.slow
+def test_the_optimizers_state_is_saved_by_each_process_for_itself_and_resumes_bit_for_bit(odd):
+    assert odd["saved_by_each_process"]["num_masks"] > 0
+    assert odd["saved_by_each_process"]["identical"]
+
+
+@pytest.mark.slow
+def test_one_process_may_ask_for_the_optimizers_state_alone(odd):
+    assert odd["state_of_one_process"]["num_masks"] > 0
+
+
+@pytest.mark.slow
+def test_a_regularizer_built_before_fully_shard_says_so(odd):
+    assert "build the Regularizer after them" in odd["built_too_early"]["error"]
+
+
+@pytest.mark.slow
+def test_mixed_precision_accumulation_and_clipping_keep_the_decisions_the_same(odd):
+    outcome = odd["bfloat16_and_clipped"]
+    assert outcome["seen"][0] == outcome["seen"][1]
+    assert len(outcome["seen"][0]) == outcome["steps"] == 6
+    assert outcome["weights"] == 389
 
 
 @pytest.mark.slow
