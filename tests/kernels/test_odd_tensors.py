@@ -258,3 +258,19 @@ def test_a_step_after_the_main_thread_has_ended(monkeypatch):
     monkeypatch.setattr(compiled, "_threads", refuse)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert torch.equal(way.products([weight], [None], [weight]), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_network_in_half_precision_may_have_biases(dtype):
+    torch.manual_seed(0)
+    model = nn.Linear(20, 4).to(dtype)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    reg = Regularizer(model, L1(0.05), gate=AlwaysOpen()).attach(optimizer)
+    model(torch.ones(3, 20, dtype=dtype)).sum().backward()
+    model.weight.grad.zero_()
+    before = model.weight.detach().clone()
+    optimizer.step()
+    expected = (before.float().abs() - 0.025).clamp(min=0).to(dtype)
+    torch.testing.assert_close(model.weight.abs(), expected, rtol=0, atol=0)
+    assert reg.num_nonfinite == 0
+    assert torch.isfinite(torch.as_tensor(size_of_all([model.bias.grad], CPU)))

@@ -209,6 +209,6 @@ def size_of_all(tensors: Sequence[Tensor], device: torch.device) -> Scalars:
         if all(has_plain_memory(tensor) for tensor in tensors):
             norm: Tensor = get_total_norm(tensors, 2.0, foreach=True)  # a tenth of the time of the largest entry
             if torch.isfinite(norm) and norm > 0:
-                return as_scalars(norm.to(device))
+                return as_scalars(norm.to(device, scalar_dtype(device)))
     # the largest entry, which cannot overflow or underflow as a sum of squares can
-    return as_scalars(get_total_norm(tensors, math.inf).to(device))
+    return as_scalars(get_total_norm(tensors, math.inf).to(device, scalar_dtype(device)))
