@@ -9,7 +9,7 @@ import sys
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _MODULE = "torch.distributed.tensor"
 _Anything = TypeVar("_Anything", bound=Tensor | None)
@@ -26,6 +26,19 @@ def is_shared_out(tensor: Tensor | None) -> bool:
     """
     module = sys.modules.get(_MODULE)  # slow to import; where nobody has, there are none
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+def holds_flat_pieces(module: nn.Module) -> bool:
+    """Whether a module's parameters are pieces of one flat tensor, without their shapes (FSDP1).
+
+    Args:
+        module: any module.
+
+    Returns:
+        True for ``torch.distributed.fsdp.FullyShardedDataParallel``.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # where nobody has imported it, there are none
+    return fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel)
 
 
 def local(tensor: _Anything, like: Tensor | None = None) -> _Anything:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from strongreg.dtensors import whole
+from strongreg.dtensors import holds_flat_pieces, whole
 from strongreg.hyperparameters import describe
 from strongreg.penalties import Penalty
 from strongreg.warning import warn
@@ -30,7 +30,7 @@ _NOT_PENALIZED = (
     nn.Embedding,
     nn.EmbeddingBag,
 )
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -78,8 +78,8 @@ def select_targets(model: nn.Module, penalty: PenaltySpec) -> list[Target]:
         One target per penalized parameter.
 
     Raises:
-        TypeError: the model, a pattern or a penalty is of the wrong type, a penalty cannot be saved, or a penalized
-            parameter is complex or not initialized yet.
+        TypeError: the model, a pattern or a penalty is of the wrong type, a penalty cannot be saved, a penalized
+            parameter is complex or not initialized yet, or a module is a FullyShardedDataParallel.
         ValueError: a pattern decides for no parameter, nothing is penalized at all, or a penalty does not fit a shape.
     """
     if not isinstance(model, nn.Module):
@@ -108,6 +108,11 @@ def _candidates(model: nn.Module) -> list[_Candidate]:
     parallel: set[str] = set()
     found: dict[nn.Parameter, _Candidate] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
+        if holds_flat_pieces(module):
+            raise TypeError(
+                f"{prefix or 'the model'} is a FullyShardedDataParallel (FSDP1), which keeps flat pieces of its "
+                "parameters that penalties cannot be told apart by: use torch's fully_shard (FSDP2) instead"
+            )
         owner = _owner(model, prefix, module)
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             parallel.add(f"{prefix}.module" if prefix else "module")  # a parent comes before its children

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from strongreg.dtensors import has_same_layout, local, shared_out_as
 from strongreg.groups import Target
-from strongreg.precision import is_half
+from strongreg.precision import at_least_float32, is_half
 from strongreg.scalars import as_tensor
 from strongreg.sharding import Shards
 from strongreg.warning import warn
@@ -66,7 +66,9 @@ def weighted_value(shards: Shards, multipliers: Sequence[Multiplier]) -> Tensor:
     """
     targets = shards.targets()
     device = targets[0].param.device
-    values = [m * t.penalty.value(t.param).to(device) for t, m in zip(targets, multipliers, strict=True)]
+    values = [
+        m * at_least_float32(t.penalty.value(t.param)).to(device) for t, m in zip(targets, multipliers, strict=True)
+    ]
     total, _ = shards.total(torch.stack(values))
     return as_tensor(total).sum()
 

@@ -289,10 +289,11 @@ def held_targets(targets: list[Target], optimizer: Optimizer) -> list[Target]:
     trainable = [t.name for t in missing if t.param.requires_grad]
     if trainable:
         params = [param for group in optimizer.param_groups for param in group["params"]]
-        if any(map(is_shared_out, params)) and not any(is_shared_out(t.param) for t in missing):
+        if any(map(is_shared_out, params)):
             raise ValueError(
                 f"the optimizer does not hold the penalized parameters {trainable}, but DTensors: fully_shard and "
-                "parallelize_module replace a network's parameters; build the Regularizer after them"
+                "parallelize_module replace a network's parameters, build the Regularizer after them; a forward pass "
+                "without backward leaves them whole, call model.reshard() after it"
             )
         raise ValueError(
             f"the optimizer does not hold the penalized parameters {trainable}: give them to the optimizer, or "

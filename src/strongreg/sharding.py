@@ -7,7 +7,6 @@ here does anything: there every process holds all weights and the mean gradient,
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,6 +42,10 @@ class OfTheWhole(Penalty):
 
     penalty: Penalty
     param: DTensor
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """See :meth:`Penalty.prox`; a class may have its own."""
+        return part_of(self.penalty.prox(self._whole(w), step), self.param)
 
     def value(self, w: Tensor) -> Tensor:
         """See :meth:`Penalty.value`: in the first of the processes, and 0 in the others, for the sum over them."""
@@ -94,9 +97,13 @@ class Shards:
         if not any(self._is_shared_out):
             return self._targets
         return [
-            _local_target(target) if shared else target
-            for target, shared in zip(self._targets, self._is_shared_out, strict=True)
+            Target(target.name, local(target.param), penalty, target.by_pattern) if shared else target
+            for target, penalty, shared in zip(self._targets, self._penalties, self._is_shared_out, strict=True)
         ]
+
+    @functools.cached_property
+    def _penalties(self) -> list[Penalty]:
+        return [_penalty_of_part(target) for target in self._targets]
 
     def parts(self, tensors: Sequence[_Anything]) -> Sequence[_Anything]:
         """This process's parts of tensors that are laid out as the parameters are, or are brought into that form.
@@ -142,20 +149,25 @@ class Shards:
             dist.all_reduce(both, group=group)
             is_cut = self._constant([group in each for each in self._groups], torch.bool, mine.device)
             summed = both[:-1].view_as(mine)
-            mine = torch.where(is_cut if mine.dim() == 1 else is_cut[:, None], summed, mine)
+            # what is no sum over these processes is their mean, so that all of them have the same where theirs differ
+            mean = torch.div(summed, group.size(), rounding_mode=None if mine.is_floating_point() else "floor")
+            mine = torch.where(is_cut if mine.dim() == 1 else is_cut[:, None], summed, mean)
             rest = both[-1]
         return as_scalars(mine), as_scalars(rest)
 
 
-def _local_target(target: Target) -> Target:
+def _penalty_of_part(target: Target) -> Penalty:
+    """The penalty for the part of a parameter that this process holds."""
     param: Any = target.param
     penalty = target.penalty
+    if not is_shared_out(param):
+        return penalty
     cut = {placement.dim for placement in param.placements if not placement.is_replicate()}
     # a class that changes what it inherits may not be cut as what it inherits from
     known = "separable_dims" in vars(type(penalty))
     if cut and not (known and cut <= set(penalty.separable_dims(param.shape))):
-        penalty = OfTheWhole(penalty.strength, penalty, param)
-    return dataclasses.replace(target, param=local(param), penalty=penalty)
+        return OfTheWhole(penalty.strength, penalty, param)
+    return penalty
 
 
 def _check_placements(target: Target) -> None:

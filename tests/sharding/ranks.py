@@ -21,7 +21,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
@@ -63,6 +63,14 @@ class OfNorm(Penalty):
 
     def _prox(self, w: Tensor, threshold: float | Tensor) -> Tensor:
         return w * (1 - threshold / w.norm().clamp(min=1e-30)).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class Nonnegative(L1):
+    """A class of a user's that changes what it inherits: the weights end at 0 or above."""
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        return super().prox(w, step).clamp(min=0)
 
 
 class Network(nn.Module):
@@ -125,6 +133,7 @@ PENALTIES: dict[str, Penalty] = {
     "sparse_rows": SparseGroup(0.05),
     "sparse_columns": SparseGroup(0.05, dim=1),
     "of_norm": OfNorm(0.1),
+    "nonnegative": Nonnegative(0.03),
 }
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
@@ -299,6 +308,42 @@ def nonfinite_in_one_process() -> dict[str, Any]:
     return {"seen": seen}
 
 
+def nonfinite_beside_the_shared() -> dict[str, Any]:
+    """A NaN in one process, in a weight that is no DTensor; the gathers of the others must not wait for it."""
+    model = new_network()
+    ignored = {model.conv.weight, model.conv.bias}
+    fully_shard(model, ignored_params=ignored)  # type: ignore[arg-type]
+    optimizer, reg = Case("fsdp", "columns").build(model)
+    for i, (inputs, _) in enumerate(batches()[:3]):
+        optimizer.zero_grad()
+        model(inputs).sum().backward()
+        if dist.get_rank() == i == 1:
+            model.conv.weight.grad.fill_(float("nan"))
+        with warnings.catch_warnings(record=True):
+            optimizer.step()
+    seen = [None] * dist.get_world_size()
+    dist.all_gather_object(seen, (reg.num_nonfinite, reg.history["open"].tolist()))
+    return {"seen": seen}
+
+
+def value_in_bfloat16() -> dict[str, Any]:
+    model = fsdp(new_network().bfloat16())
+    reg = Regularizer(model, OfNorm(0.1)).attach(torch.optim.SGD(model.parameters(), lr=0.1))
+    return {
+        "value": float(reg.penalty_value()),
+        "norms": sum(float(whole(t.param.detach()).norm()) for t in reg.targets),
+    }
+
+
+def fully_sharded_1() -> dict[str, Any]:
+    model = FullyShardedDataParallel(new_network(), use_orig_params=True, device_id=torch.device("cpu"))
+    try:
+        Regularizer(model, {"*weight": L1(0.1)})
+    except TypeError as error:
+        return {"error": str(error)}
+    return {}
+
+
 def saved_by_each_process() -> dict[str, Any]:
     """The optimizer's own state through torch.save, in the middle of a refit to come; each process its part."""
     model = fsdp(new_network())
@@ -350,7 +395,7 @@ def bfloat16_and_clipped() -> dict[str, Any]:
     optimizer, reg = Case("fsdp", "columns").build(model)
     for i, (inputs, _) in enumerate(batches()):
         model.set_requires_gradient_sync(i % 2 == 1)  # type: ignore[operator]
-        model(inputs.bfloat16()).square().mean().backward()
+        (model(inputs.bfloat16()) - 3).square().mean().backward()
         if i % 2:
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -362,7 +407,16 @@ def bfloat16_and_clipped() -> dict[str, Any]:
 
 def all_odd(directory: Path) -> dict[str, Any]:
     del directory
-    odd = (nonfinite_in_one_process, saved_by_each_process, state_of_one_process, built_too_early, bfloat16_and_clipped)
+    odd = (
+        nonfinite_in_one_process,
+        nonfinite_beside_the_shared,
+        value_in_bfloat16,
+        fully_sharded_1,
+        saved_by_each_process,
+        state_of_one_process,
+        built_too_early,
+        bfloat16_and_clipped,
+    )
     return {each.__name__: each() for each in odd}
 
 

@@ -23,7 +23,7 @@ ENVIRONMENT = {
 }
 TOLERANCE = 1e-12  # of float64: sums in another order
 
-FEW = ("l1", "rows", "columns", "of_norm")
+FEW = ("l1", "rows", "columns", "nonnegative")
 CASES = {
     2: [
         *(Case("fsdp", penalty, scope=scope) for penalty in PENALTIES for scope in ("global", "layer")),
@@ -95,6 +95,19 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.slow
 def test_a_gradient_that_is_not_finite_in_one_process_closes_the_gate_of_all(odd):
     assert odd["nonfinite_in_one_process"]["seen"] == [[1, [0.0]]] * 2
+    first, second = odd["nonfinite_beside_the_shared"]["seen"]
+    assert first == second
+    assert first[0] == 2  # the second step, whose NaN is in all weights at the third
+
+
+@pytest.mark.slow
+def test_the_value_of_a_penalty_in_half_precision_is_summed_in_float32(odd):
+    assert odd["value_in_bfloat16"]["value"] == pytest.approx(0.1 * odd["value_in_bfloat16"]["norms"], rel=1e-2)
+
+
+@pytest.mark.slow
+def test_flat_pieces_of_parameters_are_refused(odd):
+    assert "use torch's fully_shard (FSDP2) instead" in odd["fully_sharded_1"]["error"]
 
 
 @pytest.mark.slow
@@ -117,6 +130,7 @@ def test_a_regularizer_built_before_fully_shard_says_so(odd):
 def test_mixed_precision_accumulation_and_clipping_keep_the_decisions_the_same(odd):
     outcome = odd["bfloat16_and_clipped"]
     assert outcome["seen"][0] == outcome["seen"][1]
+    assert max(outcome["seen"][0]) == 1
     assert len(outcome["seen"][0]) == outcome["steps"] == 6
     assert outcome["weights"] == 389
 
