@@ -392,7 +392,7 @@ def bfloat16_and_clipped() -> dict[str, Any]:
     model = new_network().float()
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     fully_shard(model, mp_policy=policy)
-    optimizer, reg = Case("fsdp", "columns").build(model)
+    optimizer, reg = Case("fsdp", "of_norm").build(model)
     for i, (inputs, _) in enumerate(batches()):
         model.set_requires_gradient_sync(i % 2 == 1)  # type: ignore[operator]
         (model(inputs.bfloat16()) - 3).square().mean().backward()
