@@ -15,7 +15,7 @@ _MODULE = "torch.distributed.tensor"
 _Anything = TypeVar("_Anything", bound=Tensor | None)
 
 
-def is_shared_out(tensor: Tensor | None) -> bool:
+def is_dtensor(tensor: Tensor | None) -> bool:
     """Whether a tensor is one of which each process holds a part, or a replica.
 
     Args:
@@ -28,7 +28,7 @@ def is_shared_out(tensor: Tensor | None) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def holds_flat_pieces(module: nn.Module) -> bool:
+def is_fsdp1(module: nn.Module) -> bool:
     """Whether a module's parameters are pieces of one flat tensor, without their shapes (FSDP1).
 
     Args:
@@ -52,11 +52,11 @@ def local(tensor: _Anything, like: Tensor | None = None) -> _Anything:
     Returns:
         A plain tensor; the tensor itself where it is no DTensor.
     """
-    if not is_shared_out(tensor):
+    if not is_dtensor(tensor):
         return tensor
     shared: Any = tensor
     wanted: Any = like
-    if is_shared_out(like) and shared.placements != wanted.placements:
+    if is_dtensor(like) and shared.placements != wanted.placements:
         shared = shared.redistribute(placements=wanted.placements)
     with torch.no_grad():
         part: _Anything = shared.to_local()
@@ -72,7 +72,7 @@ def whole(tensor: Tensor) -> Tensor:
     Returns:
         A plain tensor; the tensor itself where it is no DTensor.
     """
-    if not is_shared_out(tensor):
+    if not is_dtensor(tensor):
         return tensor
     shared: Any = tensor
     full: Tensor = shared.full_tensor()
@@ -91,12 +91,12 @@ def has_same_layout(tensor: Tensor, param: Tensor) -> bool:
     """
     one: Any = tensor
     other: Any = param
-    if not (is_shared_out(tensor) and is_shared_out(param)):
-        return not is_shared_out(tensor) and not is_shared_out(param)
+    if not (is_dtensor(tensor) and is_dtensor(param)):
+        return not is_dtensor(tensor) and not is_dtensor(param)
     return bool(one.placements == other.placements)
 
 
-def shared_out_as(part: Tensor, param: Tensor) -> Tensor:
+def as_dtensor(part: Tensor, param: Tensor) -> Tensor:
     """A tensor that is laid out over the processes as a parameter is.
 
     Args:
@@ -106,7 +106,7 @@ def shared_out_as(part: Tensor, param: Tensor) -> Tensor:
     Returns:
         A DTensor over the same memory where the parameter is one, otherwise the tensor itself.
     """
-    if not is_shared_out(param):
+    if not is_dtensor(param):
         return part
     from torch.distributed.tensor import DTensor
 
@@ -126,7 +126,7 @@ def part_of(tensor: Tensor, param: Tensor) -> Tensor:
     Returns:
         A plain tensor; the tensor itself where the parameter is no DTensor.
     """
-    if not is_shared_out(param):
+    if not is_dtensor(param):
         return tensor
     from torch.distributed.tensor import DTensor, Replicate
 

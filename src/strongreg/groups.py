@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from strongreg.dtensors import holds_flat_pieces, whole
+from strongreg.dtensors import is_fsdp1, whole
 from strongreg.hyperparameters import describe
 from strongreg.penalties import Penalty
 from strongreg.warning import warn
@@ -108,7 +108,7 @@ def _candidates(model: nn.Module) -> list[_Candidate]:
     parallel: set[str] = set()
     found: dict[nn.Parameter, _Candidate] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
-        if holds_flat_pieces(module):
+        if is_fsdp1(module):
             raise TypeError(
                 f"{prefix or 'the model'} is a FullyShardedDataParallel (FSDP1), which keeps flat pieces of its "
                 "parameters that penalties cannot be told apart by: use torch's fully_shard (FSDP2) instead"

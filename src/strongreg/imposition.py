@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from strongreg.dtensors import has_same_layout, local, shared_out_as
+from strongreg.dtensors import as_dtensor, has_same_layout, local
 from strongreg.groups import Target
 from strongreg.precision import at_least_float32, is_half
 from strongreg.scalars import as_tensor
@@ -47,11 +47,11 @@ def add_gradients(
         added = added if scale is None else added * scale.to(added.device)
         grad = local(param.grad, param)
         if _overlaps_itself(grad):
-            param.grad = shared_out_as(grad + added.to(grad.dtype), param)
+            param.grad = as_dtensor(grad + added.to(grad.dtype), param)
         else:
             grad.add_(added)
             if not has_same_layout(param.grad, param):
-                param.grad = shared_out_as(grad, param)
+                param.grad = as_dtensor(grad, param)
 
 
 def weighted_value(shards: Shards, multipliers: Sequence[Multiplier]) -> Tensor:

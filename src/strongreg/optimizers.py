@@ -14,7 +14,7 @@ from torch.optim import ASGD, LBFGS, SGD, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LRScheduler
 
 from strongreg.devices import reading_is_free
-from strongreg.dtensors import is_shared_out
+from strongreg.dtensors import is_dtensor
 from strongreg.groups import Target
 from strongreg.penalties import L2, ElasticNet
 from strongreg.scalars import Scalars, as_scalars
@@ -289,7 +289,7 @@ def held_targets(targets: list[Target], optimizer: Optimizer) -> list[Target]:
     trainable = [t.name for t in missing if t.param.requires_grad]
     if trainable:
         params = [param for group in optimizer.param_groups for param in group["params"]]
-        if any(map(is_shared_out, params)):
+        if any(map(is_dtensor, params)):
             raise ValueError(
                 f"the optimizer does not hold the penalized parameters {trainable}, but DTensors: fully_shard and "
                 "parallelize_module replace a network's parameters, build the Regularizer after them; a forward pass "

@@ -10,7 +10,7 @@ from torch import Tensor
 from strongreg.counts import StepCounts
 from strongreg.decision import BeforeStep, Decision
 from strongreg.devices import Constants
-from strongreg.dtensors import is_shared_out, local, part_of, shared_out_as, whole
+from strongreg.dtensors import as_dtensor, is_dtensor, local, part_of, whole
 from strongreg.groups import Target
 from strongreg.scalars import as_scalars, namespace, per_tensor
 
@@ -119,8 +119,8 @@ class ZeroMasks:
         """
         saved = {}
         for target, mask in zip(targets, self._masks, strict=True):
-            if mask is not None and is_shared_out(target.param):
-                saved[target.name] = shared_out_as(mask.clone(), target.param)
+            if mask is not None and is_dtensor(target.param):
+                saved[target.name] = as_dtensor(mask.clone(), target.param)
             elif mask is not None and bool(mask.any()):
                 saved[target.name] = mask.to("cpu", copy=True)
         return saved
@@ -156,6 +156,6 @@ class ZeroMasks:
 
 def _part(mask: Tensor, param: Tensor) -> Tensor:
     """This process's part of a saved mask, whichever way it was laid out."""
-    if is_shared_out(mask):
-        return local(mask, param) if is_shared_out(param) else whole(mask)
+    if is_dtensor(mask):
+        return local(mask, param) if is_dtensor(param) else whole(mask)
     return part_of(mask, param)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from strongreg.devices import Constants
-from strongreg.dtensors import is_shared_out, local, part_of, shared_out_as, whole
+from strongreg.dtensors import as_dtensor, is_dtensor, local, part_of, whole
 from strongreg.groups import Target
 from strongreg.penalties import Penalty
 from strongreg.scalars import Scalars, as_scalars, as_tensor
@@ -29,7 +29,7 @@ _Anything = TypeVar("_Anything", bound=Tensor | None)
 
 
 @dataclass(frozen=True)
-class OfTheWhole(Penalty):
+class GatheredPenalty(Penalty):
     """A penalty that only makes sense on the whole tensor, for the part of it that this process holds.
 
     Each method gathers the tensor first, and gives back this process's part: all processes must call it.
@@ -68,7 +68,7 @@ class OfTheWhole(Penalty):
         return part_of(self.penalty._prox(self._whole(w), threshold), self.param)
 
     def _whole(self, w: Tensor) -> Tensor:
-        return whole(shared_out_as(w, self.param))
+        return whole(as_dtensor(w, self.param))
 
 
 class Shards:
@@ -83,7 +83,7 @@ class Shards:
 
     def __init__(self, targets: Sequence[Target]) -> None:
         self._targets = targets
-        self._is_shared_out = [is_shared_out(target.param) for target in targets]
+        self._is_dtensor = [is_dtensor(target.param) for target in targets]
         self._constant = Constants()
         for target in targets:
             _check_placements(target)
@@ -94,11 +94,11 @@ class Shards:
 
     def targets(self) -> Sequence[Target]:
         """The K penalized parameters with this process's parts in the place of the tensors."""
-        if not any(self._is_shared_out):
+        if not any(self._is_dtensor):
             return self._targets
         return [
             Target(target.name, local(target.param), penalty, target.by_pattern) if shared else target
-            for target, penalty, shared in zip(self._targets, self._penalties, self._is_shared_out, strict=True)
+            for target, penalty, shared in zip(self._targets, self._penalties, self._is_dtensor, strict=True)
         ]
 
     @functools.cached_property
@@ -114,7 +114,7 @@ class Shards:
         Returns:
             K plain tensors, or None.
         """
-        if not any(self._is_shared_out):
+        if not any(self._is_dtensor):
             return tensors
         return [local(tensor, target.param) for tensor, target in zip(tensors, self._targets, strict=True)]
 
@@ -138,7 +138,7 @@ class Shards:
         Returns:
             Both, the same in all processes.
         """
-        others_groups = [_groups_of(param) for param in other_params if is_shared_out(param)]
+        others_groups = [_groups_of(param) for param in other_params if is_dtensor(param)]
         groups = list(dict.fromkeys(group for each in (*self._groups, *others_groups) for group in each))
         if not groups:
             return sums, others
@@ -160,19 +160,19 @@ def _penalty_of_part(target: Target) -> Penalty:
     """The penalty for the part of a parameter that this process holds."""
     param: Any = target.param
     penalty = target.penalty
-    if not is_shared_out(param):
+    if not is_dtensor(param):
         return penalty
     cut = {placement.dim for placement in param.placements if not placement.is_replicate()}
     # a class that changes what it inherits may not be cut as what it inherits from
     known = "separable_dims" in vars(type(penalty))
     if cut and not (known and cut <= set(penalty.separable_dims(param.shape))):
-        return OfTheWhole(penalty.strength, penalty, param)
+        return GatheredPenalty(penalty.strength, penalty, param)
     return penalty
 
 
 def _check_placements(target: Target) -> None:
     param: Any = target.param
-    if is_shared_out(param) and any(placement.is_partial() for placement in param.placements):
+    if is_dtensor(param) and any(placement.is_partial() for placement in param.placements):
         raise ValueError(
             f"parameter {target.name!r} is a DTensor of partial sums ({param.placements}): redistribute it to Shard or "
             "Replicate before it is penalized"
@@ -181,7 +181,7 @@ def _check_placements(target: Target) -> None:
 
 def _groups_of(param: Tensor) -> list[dist.ProcessGroup]:
     """The groups of processes, one per dimension of the mesh, over whose parts a sum must be taken."""
-    if not is_shared_out(param):
+    if not is_dtensor(param):
         return []
     shared: Any = param
     mesh = shared.device_mesh

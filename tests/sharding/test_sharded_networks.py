@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sharding.ranks import PENALTIES, Case
+from sharding.cases import PENALTIES, Case
 
 TESTS = Path(__file__).parents[1]
 ENVIRONMENT = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import torch.distributed as dist
 
 import strongreg
 from strongreg.experiments.data.catalog import PUBLISHED
-from strongreg.experiments.data.locate import DATA_VARIABLE, find_published
+from strongreg.experiments.data.locate import DATA_VARIABLE, data_folder, find_published
 from strongreg.experiments.errors import UserError
 from strongreg.extras import how_to_install
 from strongreg.kernels import are_compiled
@@ -24,13 +25,9 @@ from strongreg.kernels import are_compiled
 _TESTED_PYTHON = ((3, 11), (3, 14))
 _LITTLE_DISK = 1e9
 _GIGA = 1e9
-_OPTIONAL = {
-    "compression": ("safetensors",),
-    "fast": ("numba",),
-    "export": ("onnx", "onnxruntime", "onnxscript"),
-    "experiments": ("pydantic", "scikit-learn", "matplotlib", "pyarrow", "pillow", "huggingface_hub", "rich", "typer"),
-}
-"""The packages of each extra, by the names they are installed by."""
+# the smallest first
+_EXTRAS = ("compression", "fast", "experiments", "export")
+_OPTIONAL = re.compile(r"(?P<package>[\w.-]+).*extra == ['\"](?P<extra>\w+)")
 
 
 @dataclass(frozen=True)
@@ -71,9 +68,19 @@ def _versions() -> Iterator[Finding]:
     yield Finding("versions", "python", platform.python_version(), "" if is_tested else remedy)
     yield Finding("versions", "torch", torch.__version__)
     yield Finding("versions", "numpy", importlib.metadata.version("numpy"))
-    for extra, packages in _OPTIONAL.items():
-        for package in packages:
-            yield Finding("versions", package, _version(package) or f"not installed; for it {how_to_install(extra)}")
+    for package, extra in _optional_packages().items():
+        yield Finding("versions", package, _version(package) or f"not installed; for it {how_to_install(extra)}")
+
+
+def _optional_packages() -> dict[str, str]:
+    """The extra that brings each optional package, the smallest one of several."""
+    matches = [_OPTIONAL.match(requirement) for requirement in importlib.metadata.requires("strongreg") or ()]
+    packages: dict[str, str] = {}
+    for extra in _EXTRAS:
+        for match in matches:
+            if match is not None and match["extra"] == extra:
+                packages.setdefault(match["package"], extra)
+    return packages
 
 
 def _version(package: str) -> str | None:
@@ -111,14 +118,12 @@ def _passes() -> str:
 
 
 def _data(data_dir: Path | None) -> Iterator[Finding]:
-    variable = os.environ.get(DATA_VARIABLE)
-    place = data_dir or (Path(variable) if variable else None)
+    place = data_folder(data_dir)
     source = "--data-dir" if data_dir is not None else f"${DATA_VARIABLE}"
     if place is None:
         yield Finding("data", "folder", f"none: ${DATA_VARIABLE} is not set")
     else:
-        there = place.expanduser().is_dir()
-        problem = "" if there else f"there is no such folder: correct {source}"
+        problem = "" if place.is_dir() else f"there is no such folder: correct {source}"
         yield Finding("data", "folder", f"{place} ({source})", problem)
     yield Finding("data", "digits", "comes with scikit-learn" if _version("scikit-learn") else "needs scikit-learn")
     for name, published in PUBLISHED.items():

@@ -15,7 +15,7 @@ from strongreg.kernels.adam import AdamStep
 from strongreg.kernels.layout import is_dense, is_plain, known_terms, laid_out_as
 from strongreg.kernels.zeros import BooleanZeros
 from strongreg.precision import at_least_float32
-from strongreg.sharding import OfTheWhole
+from strongreg.sharding import GatheredPenalty
 
 _BLOCK = 65536  # entries: what is computed of a block is still in the second-level cache when it is used
 _ZERO = torch.zeros((), dtype=torch.float64, device="cpu")
@@ -42,7 +42,7 @@ class BlockedPasses(BooleanZeros):
         Returns:
             True for every plain tensor on the CPU, but where all processes must call the penalty equally often.
         """
-        if isinstance(target.penalty, OfTheWhole):
+        if isinstance(target.penalty, GatheredPenalty):
             return False
         return is_plain(target.param) and reading_is_free(target.param.device)
 

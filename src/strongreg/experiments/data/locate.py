@@ -47,15 +47,27 @@ def locate(name: str, published: Published, data_dir: Path | None) -> Files:
     Raises:
         UserError: they are not there and cannot be downloaded, or some are missing; says which to put where.
     """
-    variable = os.environ.get(DATA_VARIABLE)
-    place = data_dir or (Path(variable) if variable else None)
-    place = None if place is None else place.expanduser()
+    place = data_folder(data_dir)
     files = find_published(name, published, place)
     if files is not None:
         return files
     if data_dir is not None:
         raise UserError(f"no files of {name} in {place}: {_remedy(name, published, place)}")
     return _download(name, published, place)
+
+
+def data_folder(data_dir: Path | None) -> Path | None:
+    """The user's folder of data sets.
+
+    Args:
+        data_dir: what was asked for, or None.
+
+    Returns:
+        It, or what $STRONGREG_DATA names; None where that is not set.
+    """
+    variable = os.environ.get(DATA_VARIABLE)
+    place = data_dir or (Path(variable) if variable else None)
+    return None if place is None else place.expanduser()
 
 
 def find_published(name: str, published: Published, place: Path | None) -> Files | None:
@@ -74,7 +86,6 @@ def find_published(name: str, published: Published, place: Path | None) -> Files
     """
     if place is None:
         return None
-    place = place.expanduser()
     for folder in (place / name / published.config, place / name, place / published.config, place):
         files = find_files(folder)
         if files is not None:
