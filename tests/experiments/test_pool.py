@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from experiments.recipes import recipe
+from strongreg.experiments import pool as pool_module
 from strongreg.experiments.data import load_data
 from strongreg.experiments.engine import train
 from strongreg.experiments.errors import UserError
@@ -128,6 +129,41 @@ def test_a_broken_pool_is_the_same_error_wherever_it_shows():
 
 
 # ---------------------------------------------------------------------- signals of the parent
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_does_not_strike_while_the_locks_of_futures_are_held(monkeypatch, number):
+    """Such a lock would stay held, and the pool could not be left any more."""
+    answered_late = []
+
+    def interrupted(*_: object, **__: object) -> tuple[set[Future], set[Future]]:
+        os.kill(os.getpid(), number)
+        time.sleep(0.01)
+        answered_late.append(True)
+        return set(), set()
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(pool_module, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt), interruptible(), TaskPool(1) as pool:
+        pool.wait([])
+        assert answered_late == [True]
+        pool.wait([])
+    assert answered_late == [True]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_after_the_last_wait_is_answered_at_the_end_of_the_block():
+    passed = []
+    with pytest.raises(KeyboardInterrupt), TaskPool(1):
+        os.kill(os.getpid(), signal.SIGINT)
+        passed.append(True)
+    assert passed == [True]
+
+
+def test_the_error_of_the_block_goes_before_an_interrupt():
+    with pytest.raises(UserError, match="the first"), TaskPool(1):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise UserError("the first")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

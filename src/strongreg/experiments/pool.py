@@ -49,10 +49,44 @@ class Task:
     data_dir: Path | None = None
 
 
+class _DeferredSignals:
+    """Ctrl-C and requests to terminate, answered where that is safe.
+
+    An exception out of a signal handler may strike within the standard library while it holds the lock of a future,
+    which is then never released: the thread that manages the processes would wait for it for ever.
+    """
+
+    def __init__(self) -> None:
+        self._handlers: dict[int, Callable[..., object]] = {}
+        self._arrived: list[int] = []
+
+    def begin(self) -> None:
+        """Note signals from here on; those that nobody handles in Python stay as they are."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGINT, *_TERMINATING):
+            handler = signal.getsignal(number)
+            if callable(handler):
+                self._handlers[number] = handler
+                signal.signal(number, lambda number, _: self._arrived.append(number))
+
+    def answer(self) -> None:
+        """Call the handlers of what has arrived since, which may raise."""
+        while self._arrived:
+            number = self._arrived.pop(0)
+            self._handlers[number](number, None)
+
+    def end(self) -> None:
+        """Signals are answered at once again."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+
 class TaskPool:
     """Processes that train runs; within a ``with`` block.
 
-    Left by an exception (Ctrl-C too) the runs under way save their checkpoints, and the others are not begun.
+    Left by an exception the runs under way save their checkpoints, and the others are not begun. Within the block
+    Ctrl-C and requests to terminate take effect in :meth:`wait` only, and at the end.
 
     Args:
         workers: processes at a time, >= 1.
@@ -67,24 +101,30 @@ class TaskPool:
             self._stop = context.RawValue("b", 0)
         initial = (self._epochs, self._stop, threads)
         self._processes: set[BaseProcess] = set()
+        self._signals = _DeferredSignals()
         self._pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=initial)
 
     def __enter__(self) -> TaskPool:
         """The pool itself; processes start with the first task."""
+        self._signals.begin()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop what is under way, and wait for it.
+        """Stop what is under way, and wait for it; another Ctrl-C ends the waiting.
 
         Raises:
             UserError: a process died.
+            KeyboardInterrupt: the user pressed Ctrl-C after the last :meth:`wait`.
         """
+        self._signals.end()
         self._stop.value = 1
         self._pool.shutdown(cancel_futures=True)
         if isinstance(error, BrokenProcessPool):  # of a submit, or of an outcome that nobody waited for
             raise _process_died() from error
+        if error is None:
+            self._signals.answer()
 
     def submit(self, task: Task) -> Future[RunResult | None]:
         """Train a run when a process is free.
@@ -117,7 +157,9 @@ class TaskPool:
 
         Raises:
             UserError: a process died.
+            KeyboardInterrupt: the user pressed Ctrl-C, or asked to terminate, since the last call.
         """
+        self._signals.answer()
         done, _ = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
         with contextlib.suppress(queue.Empty):
             while True:
