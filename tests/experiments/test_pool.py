@@ -144,26 +144,40 @@ def test_an_interrupt_does_not_strike_while_the_locks_of_futures_are_held(monkey
 
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(pool_module, "wait", interrupted)
-    with pytest.raises(KeyboardInterrupt), interruptible(), TaskPool(1) as pool:
-        pool.wait([])
-        assert answered_late == [True]
-        pool.wait([])
+
+    def work() -> None:
+        with interruptible(), TaskPool(1) as pool:
+            pool.wait([])
+            assert answered_late == [True]
+            pool.wait([])
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert answered_late == [True]
     assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_an_interrupt_after_the_last_wait_is_answered_at_the_end_of_the_block():
     passed = []
-    with pytest.raises(KeyboardInterrupt), TaskPool(1):
-        os.kill(os.getpid(), signal.SIGINT)
-        passed.append(True)
+
+    def work() -> None:
+        with TaskPool(1):
+            os.kill(os.getpid(), signal.SIGINT)
+            passed.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert passed == [True]
 
 
 def test_the_error_of_the_block_goes_before_an_interrupt():
-    with pytest.raises(UserError, match="the first"), TaskPool(1):
-        os.kill(os.getpid(), signal.SIGINT)
-        raise UserError("the first")
+    def work() -> None:
+        with TaskPool(1):
+            os.kill(os.getpid(), signal.SIGINT)
+            raise UserError("the first")
+
+    with pytest.raises(UserError, match="the first"):
+        work()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -28,11 +28,11 @@ def _problem():
     return inputs, inputs @ weights + 0.1 * rng.standard_normal(80)
 
 
-def _fit(penalty, options, *, mode="proximal", steps=6000, tensor_lr=False):
+def _fit(penalty, options, *, mode="proximal", steps=1500, tensor_lr=False):
     """Full-batch least squares, (1 / 2n) ||y - Xw||^2, by SGD with the Regularizer."""
     inputs, targets = (torch.tensor(x) for x in _problem())
     model = nn.Linear(12, 1, bias=False).double()
-    lr = torch.tensor(0.02, dtype=torch.float64) if tensor_lr else 0.02
+    lr = torch.tensor(0.08, dtype=torch.float64) if tensor_lr else 0.08
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, **options)
     Regularizer(model, penalty, gate=AlwaysOpen(), mode=mode, history_every=0).attach(optimizer)
     for _ in range(steps):

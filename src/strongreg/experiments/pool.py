@@ -112,15 +112,17 @@ class TaskPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop what is under way, and wait for it; another Ctrl-C ends the waiting.
+        """Stop what is under way, and wait for it; another Ctrl-C does not end the waiting.
 
         Raises:
             UserError: a process died.
             KeyboardInterrupt: the user pressed Ctrl-C after the last :meth:`wait`.
         """
-        self._signals.end()
         self._stop.value = 1
-        self._pool.shutdown(cancel_futures=True)
+        try:
+            self._pool.shutdown(cancel_futures=True)
+        finally:
+            self._signals.end()
         if isinstance(error, BrokenProcessPool):  # of a submit, or of an outcome that nobody waited for
             raise _process_died() from error
         if error is None:
