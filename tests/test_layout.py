@@ -21,9 +21,9 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # imports go from a higher number to a lower one; what is not named here is a leaf, 0
 _ORDER = (
-    ("compression", "decision", "optimizers", "summary"),
+    ("attachment", "compression", "decision", "optimizers", "summary"),
     ("collapse", "counts", "pull"),
-    ("refit",),
+    ("refit", "steering"),
     ("checkpoint",),
     ("regularizer",),
     ("__init__", "diagnosis", "integrations"),

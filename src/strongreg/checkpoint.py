@@ -13,10 +13,10 @@ from strongreg.history import History
 from strongreg.hyperparameters import describe, restore
 from strongreg.refit import ZeroMasks
 from strongreg.settings import Settings
+from strongreg.steering import StrengthControl, build_control
 from strongreg.warning import warn
 
 _VERSION = 1
-_KEYS_OF_TORCH = ("state", "param_groups")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Progress:
         num_calls: calls of the optimizer's step.
         zero_masks: the zeros that a refit holds.
         history: the records.
+        control: the factor on the strength that an asked compression makes.
     """
 
     settings: Settings
@@ -40,6 +41,7 @@ class Progress:
     num_calls: int
     zero_masks: ZeroMasks
     history: History
+    control: StrengthControl
 
     def hyperparameters(self) -> dict[str, Any]:
         """What the user chose, as plain data."""
@@ -47,6 +49,7 @@ class Progress:
             "mode": self.settings.mode,
             "strength_scale": self.settings.strength_scale,
             "coherence_of": self.settings.coherence_of,
+            "target_compression": self.settings.target_compression,
             "history_every": self.history.every,
             "gate": describe(self.settings.gate),
             "schedule": describe(self.settings.schedule),
@@ -67,6 +70,7 @@ class Progress:
             "num_calls": self.num_calls,
             "zero_masks": self.zero_masks.state_dict(self.targets),
             "history": self.history.state_dict(),
+            "control": self.control.state_dict(),
         }
 
 
@@ -113,6 +117,7 @@ def _read(state: dict[str, Any], settings: Settings, targets: Sequence[Target]) 
         state["mode"],
         state["strength_scale"],
         state["coherence_of"],
+        state.get("target_compression"),
     )
     targets = [dataclasses.replace(t, penalty=restore(t.penalty, penalties[t.name])) for t in targets]
     history = History(names, state["history_every"])
@@ -121,6 +126,8 @@ def _read(state: dict[str, Any], settings: Settings, targets: Sequence[Target]) 
     counts.load_state_dict(state["counts"])
     zero_masks = ZeroMasks(len(targets))
     zero_masks.load_state_dict(targets, state["zero_masks"])
+    control = build_control(settings, targets)
+    control.load_state_dict(state.get("control", {}))  # a state from before the entry existed has none
     scales = state["scales"]
     if scales is not None and (len(scales) != len(targets) or not all(map(_is_strength, scales))):
         raise ValueError(
@@ -138,6 +145,7 @@ def _read(state: dict[str, Any], settings: Settings, targets: Sequence[Target]) 
         num_calls,
         zero_masks,
         history,
+        control,
     )
 
 
@@ -157,41 +165,13 @@ def warn_of_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
         warn(f"the saved hyper-parameters replace those of this Regularizer: {'; '.join(changed)}")
 
 
-def check_key(key: str) -> None:
-    """Check the name of the entry of ``optimizer.state_dict()`` that carries a state.
+def warn_of_missing(key: str) -> None:
+    """Warn where a loaded state of an optimizer has nothing for a Regularizer.
 
     Args:
-        key: the name.
-
-    Raises:
-        TypeError: it is no string.
-        ValueError: it is empty, or torch keeps its own state there.
+        key: the entry that was looked for.
     """
-    if not isinstance(key, str):
-        raise TypeError(f"attach(key={key!r}): key must be a string, the name of an entry of optimizer.state_dict()")
-    if not key or key in _KEYS_OF_TORCH:
-        raise ValueError(f"attach(key={key!r}): torch keeps its own state there; choose another name")
-
-
-def check_neighbours(targets: Sequence[Target], key: str, neighbours: Sequence[tuple[Sequence[Target], str]]) -> None:
-    """Check that Regularizers on one optimizer do not get into one another's way.
-
-    Args:
-        targets: what the newcomer penalizes.
-        key: where it keeps its state.
-        neighbours: the same of each of the others.
-
-    Raises:
-        ValueError: another one penalizes the same parameter or has the same key.
-    """
-    for theirs, their_key in neighbours:
-        taken = {id(t.param) for t in theirs}
-        shared = [t.name for t in targets if id(t.param) in taken]
-        if shared:
-            raise ValueError(
-                f"another Regularizer on this optimizer penalizes {shared} already: detach it, or exclude them from one"
-            )
-        if key == their_key:
-            raise ValueError(
-                f"another Regularizer on this optimizer has the key {key!r}: pass another attach(..., key=)"
-            )
+    warn(
+        f"the loaded optimizer state has no entry {key!r}: step count, open counts and history of the Regularizer stay "
+        "as they are; if its state was saved elsewhere, call its load_state_dict() after this"
+    )

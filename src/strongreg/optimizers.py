@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from types import FrameType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -219,56 +217,6 @@ def with_closure(args: tuple[Any, ...], kwargs: dict[str, Any], wrap: Callable[[
     if len(args) > 1:
         return (args[0], wrap(closure), *args[2:]), kwargs
     return args, {**kwargs, "closure": wrap(closure)}
-
-
-class StepNesting:
-    """Tells a step from the steps within it: torch calls the hooks at ``super().step()`` of a subclass, too.
-
-    A step that fails never leaves. What it has entered is recognized as over by its frame, which is no longer among the
-    callers of the next one.
-    """
-
-    def __init__(self) -> None:
-        self._entered: list[tuple[int, int]] = []
-
-    def enter(self, frame: FrameType) -> bool:
-        """A step begins.
-
-        Args:
-            frame: that of torch's wrapper around ``step``, which calls the hooks.
-
-        Returns:
-            Whether it is the outermost one.
-        """
-        self._forget_failed(frame.f_back)
-        self._entered.append(_identity(frame))
-        return len(self._entered) == 1
-
-    def leave(self) -> bool:
-        """A step has ended well; to be called where its frame is among the callers.
-
-        Returns:
-            Whether it was the outermost one.
-        """
-        if len(self._entered) > 1:
-            self._forget_failed(sys._getframe())
-        if self._entered:
-            self._entered.pop()
-        return not self._entered
-
-    def _forget_failed(self, frame: FrameType | None) -> None:
-        if not self._entered:
-            return
-        running: set[tuple[int, int]] = set()
-        while frame is not None:
-            running.add(_identity(frame))
-            frame = frame.f_back
-        self._entered = [entered for entered in self._entered if entered in running]
-
-
-def _identity(frame: FrameType) -> tuple[int, int]:
-    """The frame, without keeping it alive; with its code, for the place of a frame that has ended is used again."""
-    return id(frame), id(frame.f_code)
 
 
 def held_targets(targets: list[Target], optimizer: Optimizer) -> list[Target]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -36,8 +37,7 @@ class ZeroMasks:
         decision: Decision,
         counts: StepCounts,
         start: float,
-        *,
-        has_begun: bool,
+        num_steps: int,
     ) -> list[bool | Tensor] | None:
         """Remember the zeros for a refit to come, or tell whose it freezes.
 
@@ -46,12 +46,15 @@ class ZeroMasks:
             before: what was known before the step.
             decision: what was decided.
             counts: of the steps before it.
-            start: the step from which on the refit goes.
-            has_begun: whether it has, as far as the host knows.
+            start: the step from which on the refit goes; infinity for none.
+            num_steps: steps before it, as far as the host knows.
 
         Returns:
             Whether the zeros of each are to be kept over the step, K entries; None before the refit.
         """
+        if start == math.inf:
+            return None
+        has_begun = num_steps >= start
         step, last_open = as_scalars(counts.step), as_scalars(counts.last_open)
         devices = [target.param.device for target in targets]
         frozen = None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import sys
-import weakref
 from typing import Any
 
 import torch
@@ -12,7 +10,8 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.optim import LBFGS, Optimizer
 
-from strongreg.checkpoint import Progress, check_key, check_neighbours, read_progress, warn_of_changes
+from strongreg.attachment import Attachment, check_key, check_neighbours
+from strongreg.checkpoint import Progress, read_progress, warn_of_changes, warn_of_missing
 from strongreg.collapse import CollapseWatch
 from strongreg.counts import StepCounts
 from strongreg.decision import BeforeStep, Decision, decide, nothing_decided
@@ -25,7 +24,6 @@ from strongreg.kernels import Passes
 from strongreg.optimizers import (
     GroupIndex,
     StepArguments,
-    StepNesting,
     effective_step_size,
     gradient_sign,
     held_targets,
@@ -35,18 +33,15 @@ from strongreg.optimizers import (
     warn_of_weight_decay,
     with_closure,
 )
-from strongreg.precision import scalar_dtype
 from strongreg.pull import compares_with_step, look_before_step, products_of_step
 from strongreg.refit import ZeroMasks
 from strongreg.scalars import as_scalars, as_tensor, namespace, per_tensor
 from strongreg.schedules import Constant, Schedule
 from strongreg.settings import CoherenceOf, Mode, Settings, StrengthScale
+from strongreg.steering import build_control
 from strongreg.summary import Summary
-from strongreg.warning import warn
 
 _NONFINITE_CHECK_STEPS = 256
-
-_attached: weakref.WeakKeyDictionary[Optimizer, weakref.WeakSet[Regularizer]] = weakref.WeakKeyDictionary()
 
 
 class Regularizer:
@@ -68,10 +63,6 @@ class Regularizer:
     the first is at the weights the step starts from. In gradient mode with LBFGS every evaluation carries the penalty,
     in the gradient and in the loss, so that the line search sees one consistent function.
 
-    A limit of gradient mode: with a GradScaler and a fused optimizer the penalty is added to scaled gradients. Where
-    they are float16, as the weights, the sum may overflow after the scaler has looked for infinities, and the step is
-    not skipped: keep the weights in float32 (autocast computes in float16 all the same), or use proximal mode.
-
     Args:
         model: the network. Its parameters are looked up once, here.
         penalty: one penalty for all weights of two or more dimensions outside normalization and embedding modules, or a
@@ -79,13 +70,16 @@ class Regularizer:
         gate: when the penalty acts; ``CoherenceGate(0.7)`` by default.
         schedule: factor on the strength over the optimizer steps; ``Constant()`` by default. ``Refit`` turns the
             penalty off and freezes the zeros from a step on.
-        mode: "proximal" (exact zeros) or "gradient".
+        mode: "proximal" (exact zeros) or "gradient" (docs/theory.md has a limit of it with float16 weights).
         strength_scale: "uniform", or "inverse_std": the strength of a tensor is proportional to 1 / standard deviation
             of its weights when first attached, with weighted mean 1.
         coherence_of: what the penalty must be coherent with: "gradient", the loss gradient; "step", the step that the
             optimizer takes; "auto", the default, the step in proximal mode with optimizers that rescale the gradient
             (Adam and its kin, docs/theory.md, equation 7), otherwise the gradient. "step" keeps a copy of the penalized
             weights during each step, but for Adam and AdamW on the CPU.
+        target_compression: weights to nonzero weights, over all penalized parameters, that the run is to end at. The
+            strength, at first the penalty's, adapts until the start of the ``Refit`` that the schedule must be
+            (docs/theory.md, equations 8 and 9).
         history_every: record every n-th step in ``history``; 0 for none.
         warn_of_collapse: warn once when the recorded steps show that the penalty has taken over.
 
@@ -118,16 +112,14 @@ class Regularizer:
         mode: Mode = "proximal",
         strength_scale: StrengthScale = "uniform",
         coherence_of: CoherenceOf = "auto",
+        target_compression: float | None = None,
         history_every: int = 1,
         warn_of_collapse: bool = True,
     ) -> None:
         gate = CoherenceGate() if gate is None else gate
         schedule = Constant() if schedule is None else schedule
-        self._set_settings(Settings(gate, schedule, mode, strength_scale, coherence_of))
-        self._optimizer: Optimizer | None = None
-        self._key = ""
-        self._handles: list[Any] = []
-        self._nesting = StepNesting()
+        self._set_settings(Settings(gate, schedule, mode, strength_scale, coherence_of, target_compression))
+        self._attachment: Attachment | None = None
         self._before: BeforeStep | None = None
         self._decision: Decision | None = None
         self._marked: list[Any] | None = None
@@ -140,10 +132,12 @@ class Regularizer:
         self._zero_masks = ZeroMasks(len(self.targets))
         self._constant = Constants()
         self._watch = CollapseWatch(enabled=warn_of_collapse)
+        self._control = build_control(self._settings(), self.targets)
 
     def _set_settings(self, settings: Settings) -> None:
         self.gate, self.schedule, self.mode = settings.gate, settings.schedule, settings.mode
         self.strength_scale, self.coherence_of = settings.strength_scale, settings.coherence_of
+        self.target_compression = settings.target_compression
 
     def _set_targets(self, targets: list[Target]) -> None:
         self.targets = targets
@@ -155,11 +149,13 @@ class Regularizer:
             self._set_targets([self.targets[i] for i in rows])
             self.history, self._counts = self.history.select(rows), self._counts.select(rows)
             self._zero_masks = self._zero_masks.select(rows)
+            self._control = build_control(self._settings(), self.targets)
 
     def __repr__(self) -> str:
         """The parts, and where it is attached."""
         penalties = list(dict.fromkeys(repr(t.penalty) for t in self.targets))
-        attached = "not attached" if self._optimizer is None else f"attached to {type(self._optimizer).__name__}"
+        held = self._attachment
+        attached = "not attached" if held is None else f"attached to {type(held.optimizer).__name__}"
         return (
             f"Regularizer({', '.join(penalties)} on {len(self.targets)} parameters, gate={self.gate!r}, "
             f"schedule={self.schedule!r}, mode={self.mode!r}, {attached})"
@@ -189,12 +185,12 @@ class Regularizer:
             RuntimeError: this object is attached already.
         """
         optimizer = unwrap(optimizer)
-        if self._optimizer is not None:
-            raise RuntimeError(f"this Regularizer is attached to {type(self._optimizer).__name__}: call detach() first")
+        if self._attachment is not None:
+            name = type(self._attachment.optimizer).__name__
+            raise RuntimeError(f"this Regularizer is attached to {name}: call detach() first")
         check_key(key)
         targets = held_targets(self.targets, optimizer)
-        neighbours = _attached.setdefault(optimizer, weakref.WeakSet())
-        check_neighbours(targets, key, [(other.targets, other._key) for other in neighbours])
+        check_neighbours(targets, key, optimizer)
         step_sizes = [effective_step_size(optimizer, group) for group in GroupIndex(targets).groups(optimizer)]
         warn_of_weight_decay(targets, optimizer)
         rows = [i for i, t in enumerate(self.targets) if any(t is held for held in targets)]
@@ -204,24 +200,23 @@ class Regularizer:
         self._scales = scales
         if self.mode == "proximal":
             warn_of_lost_shrinkage(self._passes.shards.targets(), scales, step_sizes)
-        neighbours.add(self)
-        self._optimizer, self._key = optimizer, key
-        self._handles = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-            optimizer.register_state_dict_post_hook(self._save_into),
-            optimizer.register_load_state_dict_pre_hook(self._load_from),
-            optimizer.register_load_state_dict_post_hook(self._finish_load),
-        ]
+        self._attachment = Attachment(
+            optimizer,
+            key,
+            lambda: self.targets,
+            before_step=self._before_step,
+            after_step=self._after_step,
+            save=self._save_into,
+            load=self._load_from,
+            finish_load=self._finish_load,
+        )
         return self
 
     def detach(self) -> None:
         """Remove every hook; the optimizer is as it was before ``attach``. History and counts stay readable."""
-        for handle in self._handles:
-            handle.remove()
-        if self._optimizer is not None:
-            _attached.get(self._optimizer, weakref.WeakSet()).discard(self)
-        self._handles, self._optimizer, self._nesting = [], None, StepNesting()
+        if self._attachment is not None:
+            self._attachment.remove()
+        self._attachment = None
 
     # ------------------------------------------------------------------ what to read
 
@@ -234,6 +229,11 @@ class Regularizer:
     def num_nonfinite(self) -> int:
         """Steps with NaN or infinity in the loss gradient; the gate stayed closed."""
         return int(self._counts.num_nonfinite)
+
+    @property
+    def strength_factor(self) -> float:
+        """What ``target_compression`` makes of the strength now, a factor; 1 without it."""
+        return self._control.factor
 
     @torch.no_grad()
     def penalty_value(self) -> Tensor:
@@ -285,19 +285,26 @@ class Regularizer:
         self._continue_from(self._read(state))
 
     def _progress(self) -> Progress:
-        settings = self._settings()
         return Progress(
-            settings, self.targets, self._scales, self._counts, self._num_calls, self._zero_masks, self.history
+            self._settings(),
+            self.targets,
+            self._scales,
+            self._counts,
+            self._num_calls,
+            self._zero_masks,
+            self.history,
+            self._control,
         )
 
     def _settings(self) -> Settings:
-        return Settings(self.gate, self.schedule, self.mode, self.strength_scale, self.coherence_of)
+        return Settings(
+            self.gate, self.schedule, self.mode, self.strength_scale, self.coherence_of, self.target_compression
+        )
 
     def _read(self, state: dict[str, Any]) -> Progress:
         """Read a saved state without changing anything."""
-        attached = self._optimizer is not None
-        progress = read_progress(state, self._settings(), self.targets, attached=attached)
-        if attached:
+        progress = read_progress(state, self._settings(), self.targets, attached=self._attachment is not None)
+        if self._attachment is not None:
             check_strengths(progress.targets, progress.scales or [1.0] * len(progress.targets))
         return progress
 
@@ -313,17 +320,15 @@ class Regularizer:
             self._scales = progress.scales
         elif not scales_fit:  # saved before the first attachment, while this object has had its own
             self._scales = relative_strengths(progress.targets, self.strength_scale)
-        self._counts, self._num_calls, self._zero_masks = progress.counts, progress.num_calls, progress.zero_masks
+        self._counts, self._num_calls, self._control = progress.counts, progress.num_calls, progress.control
+        self._zero_masks = progress.zero_masks
         warn_of_changes(before, progress.hyperparameters())
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle and deepcopy keep everything but the attachment."""
         return {
             **self.__dict__,
-            "_optimizer": None,
-            "_key": "",
-            "_handles": [],
-            "_nesting": StepNesting(),
+            "_attachment": None,
             "_before": None,
             "_decision": None,
             "_marked": None,
@@ -332,17 +337,17 @@ class Regularizer:
         }
 
     def _save_into(self, _optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-        state_dict[self._key] = self.state_dict()
+        assert self._attachment is not None
+        state_dict[self._attachment.key] = self.state_dict()
 
     def _load_from(self, _optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+        assert self._attachment is not None
+        key = self._attachment.key
         self._loaded = None
-        if self._key in state_dict:
-            self._loaded = self._read(state_dict.pop(self._key))
+        if key in state_dict:
+            self._loaded = self._read(state_dict.pop(key))
             return
-        warn(
-            f"the loaded optimizer state has no entry {self._key!r}: step count, open counts and history of the "
-            "Regularizer stay as they are; if its state was saved elsewhere, call its load_state_dict() after this"
-        )
+        warn_of_missing(key)
 
     def _finish_load(self, _optimizer: Optimizer) -> None:
         """Torch has taken its own part: had it refused, this object would be as it was, too."""
@@ -353,7 +358,7 @@ class Regularizer:
     # ------------------------------------------------------------------ one step
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepArguments | None:
-        if not self._nesting.enter(sys._getframe(1)):
+        if self._attachment is None or not self._attachment.nesting.enter(sys._getframe(1)):
             return None
         self._before, self._decision, self._marked = None, None, None
 
@@ -392,13 +397,13 @@ class Regularizer:
                 self._decision = self._decide(optimizer, self._before)
         if self.mode == "proximal" or self._decision is None:
             return None
-        multipliers = per_tensor(self._decision.multipliers, self._devices)
+        multipliers, shards = per_tensor(self._decision.multipliers, self._devices), self._passes.shards
         signs = [gradient_sign(group) for group in self._before.groups]
-        add_gradients(self.targets, self._passes.shards.targets(), multipliers, signs, loss_scale(optimizer))
-        return weighted_value(self._passes.shards, multipliers) if isinstance(optimizer, LBFGS) else None
+        add_gradients(self.targets, shards.targets(), multipliers, signs, loss_scale(optimizer))
+        return weighted_value(shards, multipliers) if isinstance(optimizer, LBFGS) else None
 
     def _after_step(self, optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
-        if not self._nesting.leave():
+        if self._attachment is None or not self._attachment.nesting.leave():
             return
         self._finish_step(optimizer)
 
@@ -412,7 +417,8 @@ class Regularizer:
         if self.mode == "proximal":
             sizes = of_groups(before.groups, lambda group: effective_step_size(optimizer, group))
             steps = [size if has else 0.0 for size, has in zip(sizes, before.has_gradient, strict=True)]
-            self._passes.shrink(per_tensor(decision.multipliers, self._devices), steps)
+            multipliers = per_tensor(decision.multipliers, self._devices)
+            self._control.shrink(self._passes, multipliers, steps, decision, self._counts, self._num_calls)
         marked, self._marked = self._marked, None
         if marked is not None:
             self._passes.set_zeros(marked)
@@ -435,22 +441,15 @@ class Regularizer:
         if products is None:
             decision = nothing_decided(before, allowed)
         else:
-            # a penalty of strength 0 does not act, as at a schedule of 0: not even the sign of a zero changes
-            pairs = zip(self.targets, self._scales or (), strict=True)
-            scales = self._constant(
-                [s if t.penalty.strength > 0 else 0.0 for t, s in pairs], scalar_dtype(device), device
-            )
-            multipliers = as_scalars(self.schedule.factor(step)) * as_scalars(scales)
-            sizes = None
-            if self.history.wants(self._num_calls_or_steps):
-                sizes = as_scalars(self._constant([t.param.numel() for t in self.targets], torch.int64, device))
-            decision = decide(before, products, multipliers, self.gate, step, allowed, sizes)
-        start = self.schedule.refit_start
-        if start != math.inf:
-            begun = self._num_calls_or_steps >= start
-            frozen = self._zero_masks.look(self.targets, before, decision, self._counts, start, has_begun=begun)
-            if frozen is not None:
-                self._marked = self._passes.mark_zeros(before.weights, self._zero_masks.hidden, frozen)
+            factors = self._control.factors(self.targets, self._scales or (), device)
+            multipliers = as_scalars(self.schedule.factor(step)) * factors
+            sizes = self._constant(self._passes.shards.sizes, torch.int64, device)
+            recorded = as_scalars(sizes) if self.history.wants(self._num_calls_or_steps) else None
+            decision = decide(before, products, multipliers, self.gate, step, allowed, recorded)
+        start, num_steps = self.schedule.refit_start, self._num_calls_or_steps
+        frozen = self._zero_masks.look(self.targets, before, decision, self._counts, start, num_steps)
+        if frozen is not None:
+            self._marked = self._passes.mark_zeros(before.weights, self._zero_masks.hidden, frozen)
         return decision
 
     def _count(self, decision: Decision) -> None:
@@ -461,6 +460,7 @@ class Regularizer:
             self._watch.look(self.history)
         self._counts.count(decision)
         self._num_calls += 1
+        self._control.look(self._passes.shards, self._counts, self._num_calls)
         if self._reading_is_free or self._num_calls % _NONFINITE_CHECK_STEPS == 0:
             self._counts.warn_once_of_nonfinite()
 

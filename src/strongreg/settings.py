@@ -8,7 +8,7 @@ from typing import Any, Literal
 from strongreg.gates import Gate
 from strongreg.hyperparameters import describe
 from strongreg.schedules import Schedule
-from strongreg.validation import check_choice, check_type
+from strongreg.validation import check_choice, check_number, check_type
 
 Mode = Literal["proximal", "gradient"]
 StrengthScale = Literal["uniform", "inverse_std"]
@@ -29,6 +29,7 @@ class Settings:
         mode: how the penalty is imposed.
         strength_scale: relative strengths of the tensors.
         coherence_of: what the penalty must be coherent with.
+        target_compression: weights to nonzero weights that the run is to end at, or None.
 
     Raises:
         TypeError: a part is of the wrong type, or cannot be saved.
@@ -40,6 +41,7 @@ class Settings:
     mode: Mode
     strength_scale: StrengthScale
     coherence_of: CoherenceOf
+    target_compression: float | None = None
 
     def __post_init__(self) -> None:
         """Check the parts and the words, and that all can be saved."""
@@ -52,6 +54,8 @@ class Settings:
             raise ValueError(
                 "coherence_of='step' needs mode='proximal': in gradient mode the penalty enters before the step"
             )
+        if self.target_compression is not None:
+            check_number(self, "target_compression", minimum=1.0, exclusive=True)
         describe(self.gate)
         describe(self.schedule)
 

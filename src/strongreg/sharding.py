@@ -118,6 +118,11 @@ class Shards:
             return tensors
         return [local(tensor, target.param) for tensor, target in zip(tensors, self._targets, strict=True)]
 
+    @property
+    def sizes(self) -> list[int]:
+        """The number of weights of each parameter, in all processes together, K entries."""
+        return [target.param.numel() for target in self._targets]
+
     def num_zeros(self) -> list[int]:
         """The number of weights that are 0 of each parameter, K entries; all processes must ask."""
         device = self._targets[0].param.device

@@ -389,7 +389,7 @@ def test_an_optimizer_that_holds_fewer_parameters_keeps_what_is_known_of_them(th
     assert reg.history["coherence"].tolist() == total.tolist()
     assert set(after["zero_masks"]) == set(before["zero_masks"]) - {"1.weight"}
     assert all(torch.equal(after["zero_masks"][name], before["zero_masks"][name]) for name in after["zero_masks"])
-    _step(model, reg._optimizer)
+    _step(model, reg._attachment.optimizer)
     assert len(reg.summary().layers) == 2
 
 

@@ -217,7 +217,7 @@ def test_a_learning_rate_tensor_of_one_entry_may_have_any_shape(shape):
     reg = Regularizer(nn.ParameterDict({"w": weight}), {"w": L1(1.0)}, gate=AlwaysOpen())
     reg.attach(torch.optim.SGD([weight], lr=torch.full(shape, 0.25)))
     weight.grad = torch.tensor(1.0)
-    reg._optimizer.step()
+    reg._attachment.optimizer.step()
     assert weight.item() == 0.5
 
 

@@ -1,0 +1,158 @@
+"""The hooks of a Regularizer on an optimizer."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
+
+from torch.optim import Optimizer
+
+from strongreg.groups import Target
+
+_KEYS_OF_TORCH = ("state", "param_groups")
+
+
+class Attachment:
+    """The hooks of one Regularizer on an optimizer, from here on until :meth:`remove`.
+
+    Attributes:
+        optimizer: the optimizer.
+        key: the entry of ``optimizer.state_dict()`` that carries the Regularizer's state.
+        targets: gives the penalized parameters.
+        nesting: which steps are under way.
+
+    Args:
+        optimizer: the optimizer.
+        key: see above.
+        targets: see above.
+        before_step: hook, as torch calls it.
+        after_step: hook, as torch calls it.
+        save: hook after ``state_dict``.
+        load: hook before ``load_state_dict``.
+        finish_load: hook after it.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        key: str,
+        targets: Callable[[], Sequence[Target]],
+        *,
+        before_step: Callable[..., Any],
+        after_step: Callable[..., Any],
+        save: Callable[..., Any],
+        load: Callable[..., Any],
+        finish_load: Callable[..., Any],
+    ) -> None:
+        self.optimizer, self.key, self.targets = optimizer, key, targets
+        self.nesting = StepNesting()
+        self._handles = [
+            optimizer.register_step_pre_hook(before_step),
+            optimizer.register_step_post_hook(after_step),
+            optimizer.register_state_dict_post_hook(save),
+            optimizer.register_load_state_dict_pre_hook(load),
+            optimizer.register_load_state_dict_post_hook(finish_load),
+        ]
+        _attached.setdefault(optimizer, weakref.WeakSet()).add(self)
+
+    def remove(self) -> None:
+        """Remove every hook; the optimizer is as it was before."""
+        for handle in self._handles:
+            handle.remove()
+        _attached[self.optimizer].discard(self)
+
+
+_attached: weakref.WeakKeyDictionary[Optimizer, weakref.WeakSet[Attachment]] = weakref.WeakKeyDictionary()
+
+
+def check_key(key: str) -> None:
+    """Check the name of the entry of ``optimizer.state_dict()`` that carries a state.
+
+    Args:
+        key: the name.
+
+    Raises:
+        TypeError: it is no string.
+        ValueError: it is empty, or torch keeps its own state there.
+    """
+    if not isinstance(key, str):
+        raise TypeError(f"attach(key={key!r}): key must be a string, the name of an entry of optimizer.state_dict()")
+    if not key or key in _KEYS_OF_TORCH:
+        raise ValueError(f"attach(key={key!r}): torch keeps its own state there; choose another name")
+
+
+def check_neighbours(targets: Sequence[Target], key: str, optimizer: Optimizer) -> None:
+    """Check that Regularizers on one optimizer do not get into one another's way.
+
+    Args:
+        targets: what the newcomer penalizes.
+        key: where it keeps its state.
+        optimizer: where it is to be attached.
+
+    Raises:
+        ValueError: another one penalizes the same parameter or has the same key.
+    """
+    for neighbour in _attached.get(optimizer, ()):
+        taken = {id(t.param) for t in neighbour.targets()}
+        shared = [t.name for t in targets if id(t.param) in taken]
+        if shared:
+            raise ValueError(
+                f"another Regularizer on this optimizer penalizes {shared} already: detach it, or exclude them from one"
+            )
+        if key == neighbour.key:
+            raise ValueError(
+                f"another Regularizer on this optimizer has the key {key!r}: pass another attach(..., key=)"
+            )
+
+
+class StepNesting:
+    """Tells a step from the steps within it: torch calls the hooks at ``super().step()`` of a subclass, too.
+
+    A step that fails never leaves. What it has entered is recognized as over by its frame, which is no longer among the
+    callers of the next one.
+    """
+
+    def __init__(self) -> None:
+        self._entered: list[tuple[int, int]] = []
+
+    def enter(self, frame: FrameType) -> bool:
+        """A step begins.
+
+        Args:
+            frame: that of torch's wrapper around ``step``, which calls the hooks.
+
+        Returns:
+            Whether it is the outermost one.
+        """
+        self._forget_failed(frame.f_back)
+        self._entered.append(_identity(frame))
+        return len(self._entered) == 1
+
+    def leave(self) -> bool:
+        """A step has ended well; to be called where its frame is among the callers.
+
+        Returns:
+            Whether it was the outermost one.
+        """
+        if len(self._entered) > 1:
+            self._forget_failed(sys._getframe())
+        if self._entered:
+            self._entered.pop()
+        return not self._entered
+
+    def _forget_failed(self, frame: FrameType | None) -> None:
+        if not self._entered:
+            return
+        running: set[tuple[int, int]] = set()
+        while frame is not None:
+            running.add(_identity(frame))
+            frame = frame.f_back
+        self._entered = [entered for entered in self._entered if entered in running]
+
+
+def _identity(frame: FrameType) -> tuple[int, int]:
+    """The frame, without keeping it alive; with its code, for the place of a frame that has ended is used again."""
+    return id(frame), id(frame.f_code)
