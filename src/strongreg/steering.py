@@ -20,7 +20,7 @@ from strongreg.settings import Settings
 from strongreg.sharding import Shards
 from strongreg.warning import warn
 
-_FEWEST_STEPS = 50
+FEWEST_STEPS = 50
 _MOST_LOOKS = 1000
 _MOST_LAST = 20
 _TOLERANCE = 0.05
@@ -341,8 +341,8 @@ def build_control(settings: Settings, targets: Sequence[Target]) -> StrengthCont
         raise ValueError(
             f"{label} needs to know by which step: pass schedule=Refit(start=...), such as half of all steps"
         )
-    if start < _FEWEST_STEPS:
-        raise ValueError(f"{label} needs {_FEWEST_STEPS} steps or more before the refit, got {settings.schedule!r}")
+    if start < FEWEST_STEPS:
+        raise ValueError(f"{label} needs {FEWEST_STEPS} steps or more before the refit, got {settings.schedule!r}")
     total = sum(target.param.numel() for target in targets)
     adapted = _are_adapted(targets)
     fixed = sum(t.param.numel() for t, is_adapted in zip(targets, adapted, strict=True) if not is_adapted)

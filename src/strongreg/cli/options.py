@@ -38,6 +38,10 @@ Strength = Annotated[
     float | None,
     typer.Option(help="Strength lambda of the penalty, >= 0. Default: 0.1 for l2, 0.0125 for the others."),
 ]
+TargetCompression = Annotated[
+    float | None,
+    typer.Option(help="How many times fewer weights the runs are to leave: the strength adapts to it. Default: none."),
+]
 StrengthScale = Annotated[
     str | None,
     typer.Option(
@@ -75,6 +79,7 @@ _KEYS = {
     "penalty": "penalty.name",
     "strength": "penalty.strength",
     "strength_scale": "penalty.strength_scale",
+    "target_compression": "penalty.target_compression",
     "gate_threshold": "gate.threshold",
     "epochs": "training.epochs",
     "device": "training.device",

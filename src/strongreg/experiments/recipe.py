@@ -95,6 +95,8 @@ class PenaltySection(_Section):
     """Share of the steps, at the end, in which zeros stay zero and the penalty is off."""
     strength_scale: Literal["uniform", "inverse_std"] = "uniform"
     """Strength per tensor: the same for all, or in inverse proportion to the spread of its first weights."""
+    target_compression: float | None = Field(None, gt=1)
+    """How many times fewer weights the run is to leave; the strength adapts to it, beginning with ``strength``."""
     mode: Literal["proximal", "gradient"] = "proximal"
     """How the penalty is imposed."""
     l1_ratio: float | None = Field(None, ge=0, le=1)
@@ -109,6 +111,13 @@ class PenaltySection(_Section):
         for option, owners in _OPTIONS_OF_PENALTIES.items():
             if getattr(self, option) is not None and self.name not in owners:
                 raise ValueError(f"{option} is an option of {' and '.join(owners)}, not of {self.name}")
+        if self.target_compression is not None:
+            if self.refit_share == 0:
+                raise ValueError("target_compression needs a refit to adapt until: set refit_share, such as 0.5")
+            if self.mode != "proximal" or self.name == "l2":
+                raise ValueError("target_compression needs exact zeros: mode proximal, and a penalty other than l2")
+            if self.strength == 0:
+                raise ValueError("target_compression needs a strength above 0 to begin with")
         return self
 
 

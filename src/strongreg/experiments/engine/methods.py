@@ -13,6 +13,7 @@ from strongreg.groups import select_targets
 from strongreg.penalties import L1
 from strongreg.regularizer import Regularizer
 from strongreg.schedules import Constant, CosineRamp, Refit, Schedule
+from strongreg.steering import FEWEST_STEPS
 
 _SELDOM = 10
 REGULARIZED: tuple[Method, ...] = ("always", "delayed", "coherent")
@@ -39,7 +40,8 @@ def build_regularizers(
         of slimming.
 
     Raises:
-        UserError: slimming, and there is no batch normalization whose channels are those of a convolution.
+        UserError: slimming, and there is no batch normalization whose channels are those of a convolution; or there
+            are too few steps for a target compression.
     """
     history_every = recipe.training.history_every
     names = {id(p): name for name, p in model.named_parameters()}
@@ -58,6 +60,7 @@ def build_regularizers(
                 schedule=_schedule(recipe, method, num_steps),
                 mode=recipe.penalty.mode,
                 strength_scale=recipe.penalty.strength_scale,
+                target_compression=_target_compression(recipe, num_steps),
                 history_every=history_every,
                 warn_of_collapse=False,  # strongreg diagnose says it, with more to go by
             )
@@ -122,6 +125,17 @@ def _schedule(recipe: Recipe, method: Method, num_steps: int) -> Schedule:
     if penalty.refit_share > 0:
         schedule = Refit(refit_start, before=schedule)
     return schedule
+
+
+def _target_compression(recipe: Recipe, num_steps: int) -> float | None:
+    compression = recipe.penalty.target_compression
+    start = round(num_steps * (1 - recipe.penalty.refit_share))
+    if compression is not None and start < FEWEST_STEPS:
+        raise UserError(
+            f"target_compression={compression:g} needs {FEWEST_STEPS} steps or more before the refit, and this run has "
+            f"{start}: give it more epochs, or a smaller refit_share"
+        )
+    return compression
 
 
 def _slimming(model: nn.Module, recipe: Recipe, optimizers: list[Optimizer], num_steps: int) -> Regularizer:
