@@ -22,8 +22,8 @@ def _net() -> nn.Sequential:
     return model
 
 
-def _train(penalty, gate, steps=300, **options) -> tuple[list[int], Regularizer]:
-    """The steps after which there was a warning."""
+def _train(penalty, gate, steps=300, read=None, **options) -> tuple[list[int], Regularizer]:
+    """The steps after which there was a warning; ``read`` is called with the Regularizer after each step."""
     model = _net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     reg = Regularizer(model, penalty, gate=gate, **options).attach(optimizer)
@@ -39,6 +39,8 @@ def _train(penalty, gate, steps=300, **options) -> tuple[list[int], Regularizer]
             optimizer.step()
         assert all("a collapse has begun" in str(w.message) for w in caught)
         told += [step] * len(caught)
+        if read is not None:
+            read(reg)
     return told, reg
 
 
@@ -48,6 +50,13 @@ def test_a_collapse_is_told_once_and_early(penalty):
     assert len(told) == 1
     assert told[0] < 150
     assert reg.history["weight_norm"][-1] < 0.1 * reg.history["weight_norm"][0]
+
+
+@pytest.mark.parametrize(
+    "read", [lambda reg: reg.history["open"], lambda reg: len(reg.history)], ids=["a column", "how many"]
+)
+def test_who_reads_the_history_at_each_step_is_told_at_the_same_step(read):
+    assert _train(L1(0.05), AlwaysOpen(), read=read)[0] == _train(L1(0.05), AlwaysOpen())[0]
 
 
 @pytest.mark.parametrize(

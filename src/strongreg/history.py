@@ -43,6 +43,7 @@ class History:
         self._block: Tensor | None = None
         self._block_steps: Tensor | None = None
         self._num_in_block = 0
+        self._num_appended = 0
         self._records: list[Tensor] = []
         self._steps: list[Tensor] = []
 
@@ -103,12 +104,12 @@ class History:
             every: how often it is time, where looking is free: after each so many records.
 
         Returns:
-            On the CPU True at every n-th record; elsewhere True when a block has just been moved.
+            On the CPU True at every n-th record; elsewhere when a block has just been moved, by :meth:`append` or by
+            whoever reads.
         """
-        if self._num_in_block == 0:
-            return bool(self._records)
-        on_cpu = self._block is not None and reading_is_free(self._block.device)
-        return on_cpu and self._num_in_block % every == 0
+        if self._block is not None and reading_is_free(self._block.device):
+            return self._num_appended % every == 0
+        return self._num_in_block <= 1 and bool(self._records)
 
     def first(self) -> Tensor | None:
         """The first record of the whole network.
@@ -122,7 +123,7 @@ class History:
         return self._block[0, -1] if self._block is not None and self._num_in_block else None
 
     def last(self, count: int) -> Tensor:
-        """The last records of the whole network.
+        """The last records of the whole network, of those that can be read without waiting for an accelerator.
 
         Args:
             count: how many, at most.
@@ -130,10 +131,14 @@ class History:
         Returns:
             Shape (n, 5) with n <= count, columns as in ``QUANTITIES``.
         """
-        recent = [records[-count:, -1] for records in self._records[-2:]]
-        if self._block is not None and self._num_in_block:
-            recent.append(self._block[: self._num_in_block, -1])
-        return torch.cat(recent)[-count:] if recent else torch.empty((0, len(QUANTITIES)))
+        blocks = list(self._records)
+        if self._block is not None and self._num_in_block and reading_is_free(self._block.device):
+            blocks.append(self._block[: self._num_in_block])
+        recent = [torch.empty((0, len(QUANTITIES)))]
+        while blocks and count > 0:
+            recent.insert(1, blocks.pop()[-count:, -1])
+            count -= len(recent[1])
+        return torch.cat(recent)
 
     def append(self, record: Tensor, step: Tensor) -> None:
         """Write one record on its device; none while a CUDA graph is captured, whose replays would share its place.
@@ -154,6 +159,7 @@ class History:
             as_scalars(self._block)[self._num_in_block] = as_scalars(record)
         as_scalars(self._block_steps)[self._num_in_block] = as_scalars(step)
         self._num_in_block += 1
+        self._num_appended += 1
         if self._num_in_block == _BLOCK_STEPS:
             self.flush()
 
