@@ -13,6 +13,8 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+HOSTS = [("transformers_trainer.py", 5, 85)]  # at least so many times smaller, and so accurate
+
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
@@ -26,7 +28,8 @@ def _run(name: str, directory: Path, *launcher: str) -> str:
 
 
 def test_the_list_of_examples_is_complete():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"two_lines.py", "checkpoint.py", "sharded.py"}
+    of_hosts = {name for name, _, _ in HOSTS}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"two_lines.py", "checkpoint.py", "sharded.py"} | of_hosts
 
 
 @pytest.mark.slow
@@ -50,3 +53,13 @@ def test_a_sharded_network_is_checkpointed_and_becomes_small(tmp_path):
     total = next(line for line in output.splitlines() if line.startswith("total"))
     assert float(total.split()[-2]) > 10
     assert "400 steps" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "compression", "accuracy"), HOSTS, ids=[name for name, _, _ in HOSTS])
+def test_the_example_of_a_host_is_short_and_gives_an_accurate_smaller_network(name, compression, accuracy, tmp_path):
+    assert len((EXAMPLES / name).read_text(encoding="utf-8").splitlines()) < 60
+    output = _run(name, tmp_path)
+    total = next(line for line in output.splitlines() if line.startswith("total"))
+    assert float(total.split()[-2]) >= compression
+    assert float(re.search(r"test accuracy ([\d.]+)%", output)[1]) >= accuracy

@@ -9,7 +9,7 @@ _REPORT = """
 import sys, time
 import numpy, torch
 before, start = set(sys.modules), time.perf_counter()
-import strongreg
+import strongreg, strongreg.integrations
 seconds = time.perf_counter() - start
 print(seconds)
 print(*sorted({name.split(".")[0] for name in set(sys.modules) - before}))

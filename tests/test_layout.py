@@ -95,9 +95,10 @@ def test_imports_go_one_way(path):
 def test_the_core_needs_nothing_but_torch_and_numpy(path):
     imports = _imports(path)
     roots = {name.split(".")[0] for name in imports} - set(sys.stdlib_module_names)
-    # within a function only: tests/test_import.py sees that nothing optional is loaded with the package
+    # within a function, or in the file of a host: tests/test_import.py sees that none is loaded with the package
     optional = {
         "compression": {"safetensors", "onnx", "onnxruntime", "onnxscript"},
+        "integrations": {path.stem},
         "kernels": {"numba", "llvmlite", "triton"},
     }.get(_part(path), set())
     assert roots <= {"torch", "numpy", "strongreg"} | optional
