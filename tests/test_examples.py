@@ -13,7 +13,10 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-HOSTS = [("transformers_trainer.py", 5, 85)]  # at least so many times smaller, and so accurate
+HOSTS = [
+    ("lightning_trainer.py", 25, 90),
+    ("transformers_trainer.py", 5, 85),
+]  # at least so many times smaller, and so accurate
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
