@@ -13,10 +13,12 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-HOSTS = [
+HOSTS = [  # at least so many times smaller, and so accurate
+    ("accelerate_loop.py", 25, 90),
     ("lightning_trainer.py", 25, 90),
+    ("skorch_classifier.py", 3, 90),
     ("transformers_trainer.py", 5, 85),
-]  # at least so many times smaller, and so accurate
+]
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
