@@ -30,7 +30,7 @@ _GAIN, _INTEGRAL_SHARE, _REMAINING_SHARE = 2.0, 0.05, 0.25
 _SMOOTHING = 0.2
 _MOST_RISE = 20.0
 """By how many factors of e the strength may rise between the first step and the refit: 5 % of the steps for each."""
-_ENDURED_SHARE, _CAP_CHANGE, _CAP_MARGIN = 0.5, 0.05, 0.7
+_ENDURED_SHARE, _CAP_CHANGE, _CAP_MARGIN = 0.8, 0.05, 0.7
 _LARGEST = math.log(1e4)
 _LAST_RANGE = math.log(10.0)
 _LAST_TRIALS, _LAST_ERROR = 20, 0.002
@@ -121,8 +121,8 @@ class CompressionControl(StrengthControl):
     refit would freeze: the zeros that the penalty had when it last acted. The factor
 
     * rises by no more than a factor of e in 5 % of the steps;
-    * falls where the gate is closed at more than half of the steps: a strength that the network does not endure is not
-      imposed, and makes no zeros.
+    * falls where the gate is closed at more than a fifth of the steps: a strength that the network does not endure is
+      not imposed, and a step at a closed gate sets the zeros free.
 
     In the last steps before the refit the factor for the one step is found by bisection, so that the compression after
     it is the one asked for: single batches move it by several per cent.
@@ -221,8 +221,8 @@ class CompressionControl(StrengthControl):
     def _warn_of_miss(self, reached: float) -> None:
         held_back = self._cap <= self._integral
         remedy = (
-            "the gate was closed too often for a greater strength: give the network more steps before the refit, "
-            "or ask for less"
+            "the gate was closed too often for a greater strength: give the network more steps before the refit, lower "
+            "the gate's threshold, or ask for less"
             if reached < self.compression and held_back
             else "give it more steps before the refit, or another strength to begin with"
         )

@@ -144,6 +144,7 @@ def test_it_is_cloned_with_its_parameters_and_without_its_training(data):
         "mode",
         "strength_scale",
         "coherence_of",
+        "target_compression",
         "history_every",
         "warn_of_collapse",
     }

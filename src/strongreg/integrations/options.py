@@ -22,6 +22,7 @@ class RegularizerOptions(TypedDict, total=False):
     mode: Mode
     strength_scale: StrengthScale
     coherence_of: CoherenceOf
+    target_compression: float | None
     history_every: int
     warn_of_collapse: bool
 

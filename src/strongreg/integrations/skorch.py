@@ -37,6 +37,7 @@ class RegularizerCallback(Callback):
         mode: "proximal" or "gradient".
         strength_scale: "uniform" or "inverse_std".
         coherence_of: "auto", "gradient" or "step".
+        target_compression: weights to nonzero weights to end at; None to leave the strength alone.
         history_every: record every n-th step; 0 for none.
         warn_of_collapse: whether to warn.
 
@@ -60,6 +61,7 @@ class RegularizerCallback(Callback):
         mode: Mode = "proximal",
         strength_scale: StrengthScale = "uniform",
         coherence_of: CoherenceOf = "auto",
+        target_compression: float | None = None,
         history_every: int = 1,
         warn_of_collapse: bool = True,
     ) -> None:
@@ -69,6 +71,7 @@ class RegularizerCallback(Callback):
         self.mode = mode
         self.strength_scale = strength_scale
         self.coherence_of = coherence_of
+        self.target_compression = target_compression
         self.history_every = history_every
         self.warn_of_collapse = warn_of_collapse
         # skorch takes for parameters what does not end with an underscore

@@ -1,0 +1,242 @@
+"""A strength that adapts: the asked compression is reached from any strength, resumed or not, or a warning says why."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import math
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import nn
+
+from strongreg import L1, L2, MCP, AlwaysOpen, CoherenceGate, Delay, Refit, Regularizer, SparseGroup
+
+BATCH_SIZE, STEPS_PER_EPOCH = 64, 22
+
+
+@functools.cache
+def _digits():
+    images, labels = load_digits(return_X_y=True)
+    return train_test_split(torch.tensor(images / 16).float(), torch.tensor(labels), random_state=0)
+
+
+class _Run:
+    """A digit classifier of 50,200 weights in training; the refit takes the second half of the steps."""
+
+    def __init__(self, penalty, target, *, epochs=40, seed=0, optimizer="sgd", **options):
+        torch.manual_seed(seed)
+        self.model = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
+        if optimizer == "sgd":
+            self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
+        else:
+            self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=2e-3, weight_decay=0.0)
+        self.epochs = epochs
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda e: min(1.0, 2 - 2 * e / epochs))
+        self.refit_start = epochs // 2 * STEPS_PER_EPOCH
+        options = {"schedule": Refit(self.refit_start), "gate": CoherenceGate(0.7), **options}
+        self.reg = Regularizer(self.model, penalty, target_compression=target, **options).attach(self.optimizer)
+        self.epoch = 0
+        self.factors = []
+
+    def train(self, until=None):
+        x, _, y, _ = _digits()
+        while self.epoch < (until or self.epochs):
+            generator = torch.Generator().manual_seed(self.epoch)
+            for batch in torch.randperm(len(x), generator=generator).split(BATCH_SIZE):
+                self.optimizer.zero_grad()
+                nn.functional.cross_entropy(self.model(x[batch]), y[batch]).backward()
+                self.optimizer.step()
+                self.factors.append(self.reg.strength_factor)
+            self.scheduler.step()
+            self.epoch += 1
+        return self
+
+    @property
+    def compression(self):
+        total = self.reg.summary().total
+        return total.num_weights / (total.num_weights - total.num_zeros)
+
+    @property
+    def accuracy(self):
+        _, x, _, y = _digits()
+        with torch.no_grad():
+            return float((self.model(x).argmax(dim=1) == y).float().mean())
+
+
+# ---------------------------------------------------------------------- it is reached
+
+
+@pytest.mark.parametrize("target", [5, 10, 20, 50])
+def test_a_run_ends_at_the_asked_compression(target):
+    run = _Run(L1(1e-3), target).train()
+    assert run.compression == pytest.approx(target, rel=0.05)
+    assert run.accuracy > 0.93
+    assert len(set(run.factors)) > 100
+    assert max(run.factors) < 100
+
+
+@pytest.mark.parametrize("strength", [1e-5, 5e-2])
+def test_from_any_strength(strength):
+    run = _Run(L1(strength), 10).train()
+    assert run.compression == pytest.approx(10, rel=0.05)
+    assert run.accuracy > 0.93
+
+
+@pytest.mark.parametrize(
+    ("penalty", "options"),
+    [
+        (MCP(1e-3, cutoff=0.5), {}),
+        (SparseGroup(1e-3, dim=1), {}),
+        (L1(1e-3), {"strength_scale": "inverse_std"}),
+        (L1(1e-3), {"gate": CoherenceGate(0.7, scope="layer")}),
+        (L1(1e-3), {"gate": AlwaysOpen()}),
+        (L1(1e-2), {"optimizer": "adamw", "gate": AlwaysOpen()}),
+    ],
+    ids=["mcp", "sparse-group", "inverse-std", "layer", "always", "adamw"],
+)
+def test_with_other_penalties_gates_and_optimizers(penalty, options):
+    run = _Run(penalty, 10, epochs=24, **options).train()
+    assert run.compression == pytest.approx(10, rel=0.05)
+    assert run.accuracy > 0.9
+
+
+def test_the_last_step_before_the_refit_leaves_exactly_so_many():
+    run = _Run(L1(1e-3), 8, epochs=20).train(until=10)
+    assert run.reg.num_steps == run.refit_start
+    assert run.compression == pytest.approx(8, rel=0.005)
+
+
+def test_the_strength_of_penalties_without_zeros_stays():
+    both = _Run({"0.weight": L1(1e-3), "4.weight": L2(1e-2)}, 5, epochs=10)
+    factors = both.reg._control.factors(both.reg.targets, [1.0, 1.0], torch.device("cpu"))
+    assert factors.tolist() == [1.0, 1.0]
+    both.train(until=4)
+    factor = both.reg.strength_factor
+    assert factor != 1
+    factors = both.reg._control.factors(both.reg.targets, [1.0, 0.5], torch.device("cpu"))
+    assert factors.tolist() == [factor, 0.5]
+
+
+def test_without_a_target_the_strength_is_left_alone():
+    reg = Regularizer(nn.Linear(4, 2), L1(0.1))
+    assert (reg.target_compression, reg.strength_factor) == (None, 1.0)
+
+
+# ---------------------------------------------------------------------- resumed
+
+
+@pytest.mark.parametrize("epoch", [3, 9, 12])
+def test_a_resumed_run_is_the_same_bit_for_bit(epoch):
+    whole = _Run(L1(1e-3), 10, epochs=20).train()
+    first = _Run(L1(1e-3), 10, epochs=20).train(until=epoch)
+    file = io.BytesIO()
+    torch.save([first.model.state_dict(), first.optimizer.state_dict(), first.scheduler.state_dict()], file)
+    file.seek(0)
+    second = _Run(L1(1e-3), 10, epochs=20, seed=1)
+    states = torch.load(file, weights_only=True)
+    for part, state in zip((second.model, second.optimizer, second.scheduler), states, strict=True):
+        part.load_state_dict(state)
+    second.epoch = epoch
+    second.train()
+    assert first.factors + second.factors == whole.factors
+    for ours, theirs in zip(second.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert whole.compression == pytest.approx(10, rel=0.05)
+
+
+def test_the_saved_target_replaces_that_of_the_object_with_a_warning():
+    run = _Run(L1(1e-3), 10, epochs=6).train(until=2)
+    state = copy.deepcopy(run.reg.state_dict())
+    other = _Run(L1(1e-3), None, epochs=6)
+    with pytest.warns(UserWarning, match=r"target_compression was None, is now 10\.0"):
+        other.reg.load_state_dict(state)
+    assert other.reg.target_compression == 10
+    assert other.reg.strength_factor == run.reg.strength_factor != 1
+
+
+def test_a_state_from_before_there_were_targets_is_read():
+    run = _Run(L1(1e-3), None, epochs=6).train(until=1)
+    state = run.reg.state_dict()
+    del state["target_compression"], state["control"]
+    other = _Run(L1(1e-3), None, epochs=6)
+    other.reg.load_state_dict(state)
+    assert other.reg.num_steps == STEPS_PER_EPOCH
+    assert (other.reg.target_compression, other.reg.strength_factor) == (None, 1.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"log_factor": math.nan},
+        {"log_factor": "1"},
+        {"last_look": 1.5},
+        {"nonzeros": [1, 2]},
+        {"num_open": 3},
+        {"num_open": [1, True, 2]},
+    ],
+    ids=str,
+)
+def test_a_damaged_state_is_refused_and_changes_nothing(change):
+    run = _Run(L1(1e-3), 10, epochs=6).train(until=1)
+    before = run.reg.state_dict()
+    state = copy.deepcopy(before)
+    state["control"].update(change)
+    with pytest.raises(ValueError, match=f"target_compression holds {next(iter(change))}="):
+        run.reg.load_state_dict(state)
+    state = copy.deepcopy(before)
+    del state["control"]["cap"]
+    with pytest.raises(ValueError, match="damaged"):
+        run.reg.load_state_dict(state)
+    assert run.reg.state_dict()["control"] == before["control"]
+
+
+# ---------------------------------------------------------------------- what cannot be
+
+
+def test_a_target_that_is_missed_is_a_warning_that_says_so():
+    with pytest.warns(UserWarning, match=r"target_compression=1000: the refit at step 66 begins at [\d.]+; "):
+        run = _Run(L1(1e-5), 1000, epochs=6).train()
+    assert run.compression < 900
+
+
+def test_a_gate_that_stays_closed_lowers_the_strength_and_makes_no_zeros():
+    with pytest.warns(UserWarning, match=r"begins at 1; the gate was closed too often"):
+        run = _Run(L1(1e-3), 10, epochs=6, gate=Delay(10**6)).train()
+    assert run.compression == 1
+    assert run.factors[-1] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"target_compression": 1.0}, "target_compression must be finite and > 1"),
+        ({"target_compression": math.inf}, "target_compression must be finite"),
+        ({"mode": "gradient"}, "target_compression=10 needs mode='proximal'"),
+        ({"schedule": None}, r"target_compression=10 needs to know by which step: pass schedule=Refit\(start=...\)"),
+        ({"schedule": Refit(49)}, r"needs 50 steps or more before the refit, got Refit\(start=49"),
+        ({"penalty": L2(0.1)}, "8 of 8 penalized weights have a penalty that makes no zeros"),
+        ({"penalty": L1(0.0)}, "8 of 8 penalized weights have a penalty that makes no zeros, which allows no compre"),
+    ],
+    ids=["1", "infinite", "gradient", "no-refit", "early", "l2", "off"],
+)
+def test_what_cannot_be_is_refused_with_the_remedy(changed, message):
+    arguments = {"penalty": L1(0.1), "schedule": Refit(100), "target_compression": 10.0, **changed}
+    with pytest.raises(ValueError, match=message):
+        Regularizer(nn.Linear(4, 2), **arguments)
+
+
+def test_weights_that_never_become_zero_limit_what_can_be_asked_for():
+    model = nn.Sequential(nn.Linear(10, 9), nn.Linear(9, 10))
+    penalties = {"0.weight": L1(0.1), "1.weight": L2(0.1)}
+    with pytest.raises(ValueError, match=r"90 of 180 penalized .* allows at most 2; choose L1 .* leave them out"):
+        Regularizer(model, penalties, schedule=Refit(100), target_compression=2)
+    Regularizer(model, penalties, schedule=Refit(100), target_compression=1.9)
+
+
+def test_a_target_must_be_a_number():
+    with pytest.raises(TypeError, match="target_compression must be a number, got str"):
+        Regularizer(nn.Linear(4, 2), L1(0.1), schedule=Refit(100), target_compression="20")
