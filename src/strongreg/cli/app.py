@@ -8,6 +8,7 @@ import typer
 
 import strongreg
 from strongreg.cli import doctor, export, packed, runs, shrink, study
+from strongreg.cli.quiet import with_quiet
 from strongreg.experiments.engine.distributed import Launch
 from strongreg.experiments.errors import UserError
 
@@ -37,17 +38,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog=_EPILOG,
 )
-app.command(epilog=runs.EPILOG_COMPARE)(runs.compare)
-app.command(epilog=runs.EPILOG_TRAIN)(runs.train)
-app.command(epilog=study.EPILOG_TOLERANCE)(study.tolerance)
-app.command(epilog=study.EPILOG_DIAGNOSE)(study.diagnose)
-app.command(epilog=study.EPILOG_REPORT)(study.report)
-app.command(epilog=packed.EPILOG_COMPRESS)(packed.compress)
-app.command(epilog=packed.EPILOG_INSPECT)(packed.inspect)
-app.command(epilog=packed.EPILOG_UNPACK)(packed.unpack)
-app.command(epilog=shrink.EPILOG_SHRINK)(shrink.shrink)
-app.command(epilog=export.EPILOG_EXPORT)(export.export)
-app.command(epilog=doctor.EPILOG_DOCTOR)(doctor.doctor)
+app.command(epilog=runs.EPILOG_COMPARE)(with_quiet(runs.compare))
+app.command(epilog=runs.EPILOG_TRAIN)(with_quiet(runs.train))
+app.command(epilog=study.EPILOG_TOLERANCE)(with_quiet(study.tolerance))
+app.command(epilog=study.EPILOG_DIAGNOSE)(with_quiet(study.diagnose))
+app.command(epilog=study.EPILOG_REPORT)(with_quiet(study.report))
+app.command(epilog=packed.EPILOG_COMPRESS)(with_quiet(packed.compress))
+app.command(epilog=packed.EPILOG_INSPECT)(with_quiet(packed.inspect))
+app.command(epilog=packed.EPILOG_UNPACK)(with_quiet(packed.unpack))
+app.command(epilog=shrink.EPILOG_SHRINK)(with_quiet(shrink.shrink))
+app.command(epilog=export.EPILOG_EXPORT)(with_quiet(export.export))
+app.command(epilog=doctor.EPILOG_DOCTOR)(with_quiet(doctor.doctor))
 
 
 def _show_version(wanted: bool) -> None:

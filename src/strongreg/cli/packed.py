@@ -81,6 +81,7 @@ def unpack(
     max_bytes: Annotated[
         int | None, typer.Option(help="Largest size of all tensors. Default: 1 GiB, or 1000 times the file.", min=0)
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """Write the tensors of a packed file into a plain safetensors file, which any library reads."""
     target = target_of(out, file, ".safetensors")
@@ -93,6 +94,8 @@ def unpack(
         raise UserError(f"safetensors cannot hold the tensors of {file}: {error}") from error
     with writing(target):
         write_bytes(target, content)
+    if as_json:
+        typer.echo(json.dumps({"file": str(target), "file_bytes": len(content), "tensors": list(state)}, indent=2))
     tell(f"wrote {target}")
 
 

@@ -41,7 +41,7 @@ from strongreg.experiments.recipe import COMPARED, METHODS
 from strongreg.experiments.table import stopped_note, summarize
 
 _LARGEST_SEED = 2**63 - 1
-_WITH_RESUME = ("--resume", "--data-dir", "--json")
+_WITH_RESUME = ("--resume", "--data-dir", "--json", "--quiet")
 
 EPILOG_COMPARE = """Examples:
 
@@ -136,8 +136,8 @@ def train(
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Go on with the unfinished runs of this directory, by its recipe: only --data-dir "
-            "and --json go with it, other options are an error."
+            help="Go on with the unfinished runs of this directory, by its recipe: only "
+            "--data-dir, --json and --quiet go with it, other options are an error."
         ),
     ] = None,
     as_json: Json = False,

@@ -151,6 +151,7 @@ def diagnose(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Directories of runs or comparisons.")],
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("report.html"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was drawn as JSON.")] = False,
 ) -> None:
     """Draw one self-contained HTML file of one or many runs."""
     check_target(out)
@@ -163,6 +164,9 @@ def report(
         raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
     unfinished = dict.fromkeys(found for directory in runs for found in find_unfinished(directory))
     _tell([*(f"left out: {describe_unfinished(directory)}" for directory in unfinished), f"wrote {out}"])
+    if as_json:
+        content = {"file": str(out), "runs": list(map(str, directories)), "left_out": list(map(str, unfinished))}
+        typer.echo(json.dumps(content, indent=2))
 
 
 def _tell(messages: list[str]) -> None:
