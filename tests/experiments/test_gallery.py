@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from torch import nn
@@ -198,6 +201,16 @@ def test_a_missing_or_damaged_file_is_one_error_that_names_it(directory, name, h
 def test_a_page_that_cannot_be_written_is_an_error(trained, tmp_path):
     with pytest.raises(OSError, match="directory"):
         write_gallery([trained / "small/runs/dense-seed0"], tmp_path)
+
+
+def test_a_full_disk_leaves_the_former_page_and_nothing_else(trained, tmp_path, monkeypatch):
+    file = tmp_path / "page.html"
+    file.write_text("the former page")
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        write_gallery([trained / "small/runs/dense-seed0"], file)
+    assert file.read_text() == "the former page"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 # ---------------------------------------------------------------------- the front

@@ -35,6 +35,7 @@ from strongreg.experiments.fate import diagnose_run, find_diagnosable, find_runs
 from strongreg.experiments.pool import interruptible
 from strongreg.experiments.tolerance import TOLERANT, ToleranceStudy, default_changes_of
 from strongreg.experiments.unfinished import describe_unfinished, find_unfinished
+from strongreg.files import write_bytes
 
 EPILOG_TOLERANCE = """Examples:
 
@@ -117,7 +118,7 @@ def tolerance(
 
     drawing = directory / "tolerance.svg"
     try:
-        drawing.write_text(draw_tolerance(study.probes, levels), encoding="utf-8")
+        write_bytes(drawing, draw_tolerance(study.probes, levels).encode())
     except OSError as error:
         raise UserError(f"cannot write to {drawing}: {error.strerror or error}") from error
     if as_json:

@@ -22,6 +22,7 @@ from strongreg.experiments.engine import EpochMetrics, RunResult, load_history, 
 from strongreg.experiments.engine.record import HISTORY_FILE, METRICS_FILE, RECIPE_FILE, RESULT_FILE, WEIGHTS_FILE
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.fate import diagnose_run
+from strongreg.files import write_bytes
 
 _MOST_LAYERS = 40
 _FEWEST_OF_A_FRONT = 2
@@ -94,7 +95,7 @@ def write_gallery(directories: list[Path], file: Path) -> None:
         ],
         recipes=[(", ".join(names), recipe) for recipe, names in recipes.items()],
     )
-    file.write_text(html, encoding="utf-8")
+    write_bytes(file, html.encode())
 
 
 _FRONT_CAPTION = (

@@ -17,6 +17,7 @@ from strongreg.experiments.drawing import COLORS, svg
 from strongreg.experiments.engine import EpochMetrics
 from strongreg.experiments.recipe import METHODS, Method, Recipe, show_recipe
 from strongreg.experiments.table import BYTE_HEADER, HEADER, byte_cells, cells, stopped_note, summarize
+from strongreg.files import write_bytes
 
 Curves = dict[Job, list[EpochMetrics]]
 
@@ -59,7 +60,7 @@ def write_report(comparison: Comparison, file: Path) -> None:
         runs=results,
         recipe=show_recipe(recipe),
     )
-    file.write_text(html, encoding="utf-8")
+    write_bytes(file, html.encode())
 
 
 def _draw(curves: Curves, recipe: Recipe) -> list[_Drawing]:

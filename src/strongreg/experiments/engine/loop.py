@@ -181,7 +181,7 @@ class _Trainer:
 
     def _begin_files(self) -> None:
         write_bytes(self.directory / RECIPE_FILE, show_recipe(self.recipe).encode())
-        (self.directory / METRICS_FILE).write_text("".join(self.lines), encoding="utf-8")
+        write_bytes(self.directory / METRICS_FILE, "".join(self.lines).encode())
 
     def _train_epoch(self, should_stop: Callable[[], bool]) -> bool:
         """Train to the end of the epoch; False if it was asked to stop before."""
