@@ -6,12 +6,13 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 import strongreg
+from strongreg.differences import describe_difference
 from strongreg.experiments.engine import EpochMetrics, RunResult, RunStoppedError, train
 from strongreg.experiments.engine.checkpoint import FILE_NAME as CHECKPOINT
 from strongreg.experiments.engine.distributed import World
@@ -278,7 +279,7 @@ class Comparison:
                 before = read_json(config_file, _CONFIG_REMEDY).get("config")
                 if outcome(before) != outcome(shared):
                     raise UserError(
-                        f"{self.directory} holds runs of another recipe{_difference(before, shared)}: "
+                        f"{self.directory} holds runs of another recipe{describe_difference(before, shared)}: "
                         "choose another --out"
                     )
             for job in self.jobs:
@@ -308,8 +309,11 @@ class Comparison:
 
 def _where_there_are_runs(directory: Path) -> str:
     """What to do about a directory that is no comparison's."""
-    if (directory / "recipe.json").exists():
-        return f"; it is of strongreg tolerance, which goes on by itself with the same command and --out {directory}"
+    for file, command in (("recipe.json", "tolerance"), ("sweep.json", "sweep")):
+        if (directory / file).exists():
+            return (
+                f"; it is of strongreg {command}, which goes on by itself with the same command and --out {directory}"
+            )
     if directory.parent.name == "runs" and (directory.parents[1] / "config.json").exists():
         return f"; it is one run of {directory.parents[1]}: give that"
     below = sorted(file.parent for file in directory.glob("*/config.json"))
@@ -327,22 +331,6 @@ def _job(folder: Path) -> Job:
 
 def _cannot_write(directory: Path, error: OSError) -> UserError:
     return UserError(f"cannot write to {directory}: {error.strerror or error}; choose another --out")
-
-
-def _difference(before: Any, now: dict[str, Any]) -> str:
-    if not isinstance(before, dict):
-        return ""
-    old, new = _flat(before), _flat(now)
-    keys = [*new, *(key for key in old if key not in new)]
-    changed = [f"{key}={old.get(key)!r} there, {new.get(key)!r} now" for key in keys if old.get(key) != new.get(key)]
-    return f" ({', '.join(changed)})"
-
-
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for section, values in config.items():
-        flat |= {f"{section}.{k}": v for k, v in values.items()} if isinstance(values, dict) else {section: values}
-    return flat
 
 
 def _versions() -> dict[str, str]:

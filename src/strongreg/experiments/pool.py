@@ -115,7 +115,7 @@ class TaskPool:
         """Stop what is under way, and wait for it; another Ctrl-C does not end the waiting.
 
         Raises:
-            UserError: a process died.
+            ProcessDiedError: a process died.
             KeyboardInterrupt: the user pressed Ctrl-C after the last :meth:`wait`.
         """
         self._stop.value = 1
@@ -158,7 +158,7 @@ class TaskPool:
             What is finished by now.
 
         Raises:
-            UserError: a process died.
+            ProcessDiedError: a process died.
             KeyboardInterrupt: the user pressed Ctrl-C, or asked to terminate, since the last call.
         """
         self._signals.answer()
@@ -175,8 +175,12 @@ class TaskPool:
         return done
 
 
-def _process_died() -> UserError:
-    return UserError("a training process died (out of memory?): try fewer --workers; finished runs are kept")
+class ProcessDiedError(UserError):
+    """A training process died; what it trained goes on from its checkpoint in another one."""
+
+
+def _process_died() -> ProcessDiedError:
+    return ProcessDiedError("a training process died (out of memory?): try fewer --workers; finished runs are kept")
 
 
 def recipe_data(recipe: Recipe, data_dir: Path | None) -> ImageData:

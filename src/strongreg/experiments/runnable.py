@@ -14,9 +14,11 @@ from strongreg.experiments.engine import check_board, check_method
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.models import build_model
 from strongreg.experiments.pool import recipe_data
-from strongreg.experiments.recipe import WITHOUT_EFFECT, Method, Recipe, show_recipe
+from strongreg.experiments.recipe import WITHOUT_EFFECT, Method, Recipe, build_recipe, show_recipe
 from strongreg.penalties import L1
 from strongreg.regularizer import Regularizer
+
+_HELD_OUT = 1 / 6
 
 
 def on_a_real_device(recipe: Recipe) -> Recipe:
@@ -33,6 +35,20 @@ def on_a_real_device(recipe: Recipe) -> Recipe:
     accelerator = _accelerator()
     device = "cpu" if accelerator is None else accelerator.type
     return recipe.model_copy(update={"training": recipe.training.model_copy(update={"device": device})})
+
+
+def holding_out(recipe: Recipe) -> Recipe:
+    """The recipe with images held out: to find a level or a strength is to choose, for which there are images apart.
+
+    Args:
+        recipe: any recipe.
+
+    Returns:
+        It, with a sixth of the training images as validation images where it holds out none.
+    """
+    if recipe.data.validation_share > 0:
+        return recipe
+    return build_recipe({"data.validation_share": _HELD_OUT}, recipe.model_dump())
 
 
 def _accelerator() -> torch.device | None:

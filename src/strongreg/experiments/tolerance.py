@@ -16,7 +16,7 @@ from strongreg.experiments.errors import UserError
 from strongreg.experiments.files import read_json, write_json
 from strongreg.experiments.pool import Task, TaskPool
 from strongreg.experiments.recipe import Method, Recipe, build_recipe
-from strongreg.experiments.runnable import check_runnable, on_a_real_device, outcome
+from strongreg.experiments.runnable import check_runnable, holding_out, on_a_real_device, outcome
 
 TOLERANT: tuple[Method, ...] = ("always", "delayed", "coherent")
 _SHORT = {"training.epochs": 30, "training.stop_when_dead": 10, "training.checkpoint_every": 0}
@@ -25,7 +25,6 @@ _WITHOUT_ZEROS = {"penalty.ramp_share": 0.5, "penalty.final_factor": 0.0, "penal
 
 
 _RECIPE_REMEDY = "delete this one file if its runs are of the same recipe, or choose another --out"
-_HELD_OUT = 1 / 6  # of the training images, where the recipe holds out none
 _LEARNED = 0.5  # half way from chance to the dense network
 _ACTED = 0.1  # of the steps at which it may: less, and the network lives because it was left alone
 _FACTOR = 4.0
@@ -164,7 +163,7 @@ class ToleranceStudy:
         precision: float = 1.2,
         data_dir: Path | None = None,
     ) -> None:
-        self.recipe = on_a_real_device(_holding_out(recipe))
+        self.recipe = on_a_real_device(holding_out(recipe))
         self.directory, self.data_dir = directory, data_dir
         self.methods, self.seeds = list(methods), list(seeds)
         self.dense: list[RunResult] = []
@@ -294,13 +293,6 @@ class ToleranceStudy:
 def _or_none(value: Any) -> Any:
     """JSON knows neither infinity nor NaN."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _holding_out(recipe: Recipe) -> Recipe:
-    """To find a level is to choose, which is done on images of their own."""
-    if recipe.data.validation_share > 0:
-        return recipe
-    return build_recipe({"data.validation_share": _HELD_OUT}, recipe.model_dump())
 
 
 def _accuracy(result: RunResult) -> float:

@@ -27,11 +27,11 @@ WEIGHTS_FILE = "weights.safetensors"
 PACKED_FILE = "model.packed"
 RESULT_FILE = "result.json"
 _OF_A_RUN = (RECIPE_FILE, METRICS_FILE, HISTORY_FILE, WEIGHTS_FILE, PACKED_FILE, RESULT_FILE, CHECKPOINT)
-_OF_MANY_RUNS = (RECIPE_FILE, "config.json", "results.json", "recipe.json", "tolerance.json")
+_OF_MANY_RUNS = (RECIPE_FILE, "config.json", "results.json", "recipe.json", "tolerance.json", "sweep.json")
 
 
 def is_of_a_run(file: Path) -> bool:
-    """Whether a run, a comparison or a tolerance study reads this file, or would: nothing else may be written there.
+    """Whether a run or a study of runs reads this file, or would: nothing else may be written there.
 
     Args:
         file: may not exist.
