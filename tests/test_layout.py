@@ -100,6 +100,7 @@ def test_the_core_needs_nothing_but_torch_and_numpy(path):
         "compression": {"safetensors", "onnx", "onnxruntime", "onnxscript"},
         "integrations": {path.stem},
         "kernels": {"numba", "llvmlite", "triton"},
+        "sweeps": {"optuna", "sqlalchemy"},
     }.get(_part(path), set())
     assert roots <= {"torch", "numpy", "strongreg"} | optional
     assert "strongreg" not in imports
@@ -326,5 +327,6 @@ def test_examples_in_docstrings_run(path):
 @pytest.mark.parametrize("name", [n for n in strongreg.__all__ if not inspect.isabstract(getattr(strongreg, n))])
 def test_every_part_that_a_user_builds_shows_an_example(name):
     contents = {"History", "PackedContents", "ExportedFile", "ShrinkReport", "SparsifyReport", "SparsifyRow", "Summary"}
-    built_by_the_library = contents | {"SummaryRow", "PackedFileError", "ExportError", "ShrinkError"}
+    contents |= {"SearchResult", "SearchTrial"}
+    built_by_the_library = contents | {"SummaryRow", "PackedFileError", "ExportError", "ShrinkError", "StudyError"}
     assert name in built_by_the_library or ">>> " in inspect.getdoc(getattr(strongreg, name))

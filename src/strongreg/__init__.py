@@ -39,6 +39,11 @@ from strongreg.schedules import Refit as Refit
 from strongreg.schedules import Schedule as Schedule
 from strongreg.summary import Summary as Summary
 from strongreg.summary import SummaryRow as SummaryRow
+from strongreg.sweeps import DeadRunError as DeadRunError
+from strongreg.sweeps import SearchResult as SearchResult
+from strongreg.sweeps import SearchTrial as SearchTrial
+from strongreg.sweeps import StudyError as StudyError
+from strongreg.sweeps import search_strength as search_strength
 
 __version__ = "0.1.0"
 
@@ -50,6 +55,7 @@ __all__ = [
     "CoherenceGate",
     "Constant",
     "CosineRamp",
+    "DeadRunError",
     "Delay",
     "ElasticNet",
     "ExportError",
@@ -64,11 +70,14 @@ __all__ = [
     "Refit",
     "Regularizer",
     "Schedule",
+    "SearchResult",
+    "SearchTrial",
     "ShrinkError",
     "ShrinkReport",
     "SparseGroup",
     "SparsifyReport",
     "SparsifyRow",
+    "StudyError",
     "Summary",
     "SummaryRow",
     "effective_step_size",
@@ -78,6 +87,7 @@ __all__ = [
     "load_packed",
     "load_shrunk",
     "save_packed",
+    "search_strength",
     "shrink",
     "shrink_and_report",
     "sparsify",

@@ -7,7 +7,7 @@ def how_to_install(extra: str) -> str:
     """What to do where an optional package is missing.
 
     Args:
-        extra: of pyproject.toml: compression, experiments, export, or a host framework's name.
+        extra: of pyproject.toml: compression, experiments, export, sweep, or a host framework's name.
 
     Returns:
         A remedy for the end of a message.

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import strongreg
-from strongreg.cli import doctor, export, packed, runs, shrink, study
+from strongreg.cli import doctor, export, packed, runs, shrink, study, sweep
 from strongreg.cli.quiet import with_quiet
 from strongreg.experiments.engine.distributed import Launch
 from strongreg.experiments.errors import UserError
@@ -27,6 +27,8 @@ strongreg train --method coherent --epochs 50
 
 strongreg tolerance --penalty l2
 
+strongreg sweep --trials 32
+
 strongreg diagnose strongreg-out/compare-1
 
 strongreg compare --help"""
@@ -41,6 +43,7 @@ app = typer.Typer(
 app.command(epilog=runs.EPILOG_COMPARE)(with_quiet(runs.compare))
 app.command(epilog=runs.EPILOG_TRAIN)(with_quiet(runs.train))
 app.command(epilog=study.EPILOG_TOLERANCE)(with_quiet(study.tolerance))
+app.command(epilog=sweep.EPILOG_SWEEP)(with_quiet(sweep.sweep))
 app.command(epilog=study.EPILOG_DIAGNOSE)(with_quiet(study.diagnose))
 app.command(epilog=study.EPILOG_REPORT)(with_quiet(study.report))
 app.command(epilog=packed.EPILOG_COMPRESS)(with_quiet(packed.compress))

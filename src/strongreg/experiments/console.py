@@ -23,8 +23,10 @@ from strongreg.experiments.engine import EpochMetrics, RunResult
 from strongreg.experiments.engine.record import PACKED_FILE
 from strongreg.experiments.recipe import Method, Recipe
 from strongreg.experiments.runnable import slow_choices
+from strongreg.experiments.sweep_table import TRIAL_HEADER, TRIAL_NOTE, trial_cells
 from strongreg.experiments.table import HEADER, MethodSummary, byte_cells, cells
 from strongreg.experiments.tolerance import Probe, Tolerance
+from strongreg.sweeps import SearchResult, SearchTrial
 
 
 class ProgressBars:
@@ -217,3 +219,60 @@ def show_tolerances(console: Console, recipe: Recipe, levels: list[Tolerance]) -
         highlight=False,
         markup=False,
     )
+
+
+class TrialLines:
+    """Says of each trial of a sweep what came of it.
+
+    Args:
+        console: where to print.
+        num_trials: of the whole sweep.
+    """
+
+    def __init__(self, console: Console, num_trials: int) -> None:
+        self._console, self._num_trials = console, num_trials
+
+    def on_trial(self, trial: SearchTrial, num_finished: int) -> None:
+        """Print a line.
+
+        Args:
+            trial: what came of it.
+            num_finished: how many of the sweep are finished.
+        """
+        outcome = "died" if trial.is_dead else f"accuracy {trial.accuracy:.1%}, {_short(trial.compression)}x smaller"
+        self._say(f"[{num_finished}/{self._num_trials}] trial {trial.number}, strength {trial.strength:.4g}: {outcome}")
+
+    def on_death(self) -> None:
+        """Say that a process died."""
+        self._say("a training process died: its run goes on from its last checkpoint in a new one")
+
+    def on_wait(self, hosts: Sequence[str]) -> None:
+        """Say why nothing happens.
+
+        Args:
+            hosts: machines that train what is left.
+        """
+        self._say(f"the trials that are left are being trained by other commands on {', '.join(hosts)}: waiting")
+
+    def on_stop(self) -> None:
+        """Say that the interrupt was heard."""
+        self._say("interrupting: the runs under way save their checkpoints")
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def show_trials(console: Console, title: str, found: SearchResult, chosen: SearchTrial | None) -> None:
+    """Print one row per trial of a sweep.
+
+    Args:
+        console: where to print.
+        title: above the table.
+        found: the finished trials.
+        chosen: the one that was chosen; None if none lives.
+    """
+    table = _table(title, TRIAL_HEADER, margin=False)
+    for trial in found.trials:
+        table.add_row(*trial_cells(trial, found, chosen), style="red" if trial.is_dead else None)
+    console.print(table)
+    console.print(f"\n{TRIAL_NOTE}", highlight=False, markup=False)

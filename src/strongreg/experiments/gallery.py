@@ -23,6 +23,7 @@ from strongreg.experiments.engine.record import HISTORY_FILE, METRICS_FILE, RECI
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.fate import diagnose_run
 from strongreg.files import write_bytes
+from strongreg.sweeps.result import undominated
 
 _MOST_LAYERS = 40
 _FEWEST_OF_A_FRONT = 2
@@ -116,13 +117,8 @@ def pareto_front(runs: list[_Run]) -> list[_Run]:
     Returns:
         The undominated ones, from the largest to the smallest network; equals stand side by side.
     """
-
-    def beats(one: _Run, other: _Run) -> bool:
-        mine, others = ((run.compression, run.result.accuracy) for run in (one, other))
-        return mine != others and mine[0] >= others[0] and mine[1] >= others[1]
-
     alive = [run for run in runs if run.result.alive]
-    front = [run for run in alive if not any(beats(other, run) for other in alive)]
+    front = [alive[i] for i in undominated([(run.compression, run.result.accuracy) for run in alive])]
     return sorted(front, key=lambda run: (run.compression, -run.result.accuracy))
 
 
