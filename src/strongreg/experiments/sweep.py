@@ -131,7 +131,8 @@ class Sweep:
                 opened = studies.open_study(url, study_name, self._config())
                 self._check_directory(opened)
                 self._queue = TrialQueue(opened, self.range)
-                self._queue.plan(num_trials)
+                if opened.is_new:
+                    self._queue.plan(num_trials)
         except ImportError as error:
             raise UserError(str(error)) from error
         except OSError as error:
@@ -235,7 +236,6 @@ class Sweep:
 
     def _claim(self, pool: TaskPool) -> bool:
         """Take a trial and have it trained; False if none is to be had."""
-        self._queue.take_over(self.num_trials)
         claim = self._queue.claim(self.num_trials)
         if claim is None:
             return False

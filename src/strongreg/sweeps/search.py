@@ -75,9 +75,7 @@ def search_strength(
     config = {"search": {"low": range_.lowest, "high": range_.highest, "seed": seed}}
     queue = TrialQueue(studies.open_study(storage, study_name, config), range_)
     try:
-        queue.plan(num_trials)
         while queue.num_finished(num_trials) < num_trials:
-            queue.take_over(num_trials)
             claim = queue.claim(num_trials)
             if claim is None:  # the rest is under way elsewhere
                 time.sleep(_POLL_SECONDS)

@@ -43,6 +43,7 @@ class OpenStudy:
         study: of optuna, in that storage.
         shown: the storage's URL without a password.
         identity: of the study, unlike that of any other.
+        is_new: whether it was made just now, by this process.
         secrets: what no message may hold.
     """
 
@@ -50,6 +51,7 @@ class OpenStudy:
     study: Study
     shown: str
     identity: str
+    is_new: bool
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
     @contextlib.contextmanager
@@ -93,9 +95,9 @@ def open_study(url: str | None, name: str, config: dict[str, Any]) -> OpenStudy:
             storage = _connect(parsed)
     with _errors_told(shown, secrets):
         plain = json.loads(json.dumps(config))
-        study = _create_or_load(storage, name, plain)
+        study, is_new = _create_or_load(storage, name, plain)
         _check_config(study, plain, shown)
-        return OpenStudy(storage, study, shown, study.user_attrs[_ID], secrets)
+        return OpenStudy(storage, study, shown, study.user_attrs[_ID], is_new, secrets)
 
 
 def file_url(file: Path) -> str:
@@ -253,8 +255,8 @@ def _remedy(reason: str) -> str:
 # ---------------------------------------------------------------------- study
 
 
-def _create_or_load(storage: BaseStorage, name: str, config: dict[str, Any]) -> Study:
-    """The study of this name with a configuration in it, which the process that makes the study writes."""
+def _create_or_load(storage: BaseStorage, name: str, config: dict[str, Any]) -> tuple[Study, bool]:
+    """The study of this name, with a configuration in it, and whether it was made just now, by us."""
     import optuna
     from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
     from optuna.study import StudyDirection
@@ -263,13 +265,13 @@ def _create_or_load(storage: BaseStorage, name: str, config: dict[str, Any]) -> 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         storage.create_new_study([StudyDirection.MAXIMIZE, StudyDirection.MAXIMIZE], name)
-        patience = 0.0
+        is_new = True
     except DuplicatedStudyError:
-        patience = _CONFIG_SECONDS
+        is_new = False
     finally:
         optuna.logging.set_verbosity(verbosity)
     study = optuna.load_study(study_name=name, storage=storage)
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + (0.0 if is_new else _CONFIG_SECONDS)
     while _CONFIG not in study.user_attrs and not study.trials and time.monotonic() < deadline:
         time.sleep(0.1)
     if _CONFIG not in study.user_attrs and not study.trials:  # it is ours to write; or who made the study is dead
@@ -278,7 +280,7 @@ def _create_or_load(storage: BaseStorage, name: str, config: dict[str, Any]) -> 
             study.set_metric_names(["accuracy", "compression"])
         study.set_user_attr(_ID, uuid.uuid4().hex)
         study.set_user_attr(_CONFIG, config)
-    return study
+    return study, is_new
 
 
 def _check_config(study: Study, config: dict[str, Any], shown: str) -> None:

@@ -11,11 +11,11 @@ waiting before the first is begun.
 lock on the row in PostgreSQL and MySQL, a lock on the file in SQLite.
 
 **The death.** Whoever finds that a running trial's process is gone sets the trial to failed, which again only one can
-do, and puts the same index into the study anew. It is gone if the lock on its file is free (at once, on the same
-machine), or if its heartbeat has been silent for a minute (on any other). That these are two steps, and that two
-processes may put an index in at the same moment, does no harm: ``plan`` adds whatever index is missing, and of several
-trials of one index that have not failed the first counts. A process that was only asleep finds out at its next
-heartbeat, and what it would record is refused: an index is finished once.
+do. It is gone if the lock on its file is free (at once, on the same machine), or if its heartbeat has been silent for
+a minute (on any other). An index without a trial that has not failed is then put into the study anew by whoever finds
+no trial waiting. That these are two steps, and that two processes may put an index in at the same moment, does no harm:
+of several trials of one index that have not failed the first counts. A process that was only asleep finds out at its
+next heartbeat, and what it would record is refused: an index is finished once.
 """
 
 from __future__ import annotations
@@ -126,19 +126,23 @@ class TrialQueue:
 
         distribution = FloatDistribution(self.range.lowest, self.range.highest, log=True)
         with self.opened.errors_told():
-            there = {index for trial, index in self._trials() if trial.state != TrialState.FAIL}
-            for index in range(num_trials):
-                if index not in there:
-                    trial = create_trial(
-                        state=TrialState.WAITING,
-                        params={_STRENGTH: self.range.strength_of(index)},
-                        distributions={_STRENGTH: distribution},
-                        user_attrs={_INDEX: index},
-                    )
-                    self._study.add_trial(trial)
+            while missing := self._missing(num_trials):  # asked again for each, as others may be doing the same
+                trial = create_trial(
+                    state=TrialState.WAITING,
+                    params={_STRENGTH: self.range.strength_of(missing[0])},
+                    distributions={_STRENGTH: distribution},
+                    user_attrs={_INDEX: missing[0]},
+                )
+                self._study.add_trial(trial)
+
+    def _missing(self, num_trials: int) -> list[int]:
+        from optuna.trial import TrialState
+
+        there = {index for trial, index in self._trials() if trial.state != TrialState.FAIL}
+        return [index for index in range(num_trials) if index not in there]
 
     def claim(self, num_trials: int) -> Claim | None:
-        """Take a trial that waits.
+        """Take a trial that waits, or one of a dead process.
 
         Args:
             num_trials: of the whole search; others are left waiting.
@@ -149,6 +153,14 @@ class TrialQueue:
         Raises:
             StudyError: the storage cannot be used.
         """
+        self._fail_dead()
+        claim = self._take_first(num_trials)
+        if claim is None:  # what is missing now is a dead process's, or one has died before all were in the study
+            self.plan(num_trials)
+            claim = self._take_first(num_trials)
+        return claim
+
+    def _take_first(self, num_trials: int) -> Claim | None:
         from optuna.trial import TrialState
 
         with self.opened.errors_told():
@@ -261,15 +273,8 @@ class TrialQueue:
                     self._held.pop(claim.number, None)
         return lost
 
-    def take_over(self, num_trials: int) -> None:
-        """Let the trials of dead processes wait again.
-
-        Args:
-            num_trials: of the whole search.
-
-        Raises:
-            StudyError: the storage cannot be used.
-        """
+    def _fail_dead(self) -> None:
+        """Set the running trials of dead processes to failed, so that their indices are missing."""
         from optuna.exceptions import ExperimentalWarning
         from optuna.storages import fail_stale_trials
         from optuna.trial import TrialState
@@ -285,7 +290,6 @@ class TrialQueue:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*fail_stale_trials", ExperimentalWarning)
                 fail_stale_trials(self._study)
-        self.plan(num_trials)
 
     def num_finished(self, num_trials: int) -> int:
         """How many trials of the search are finished, dead ones too.
