@@ -77,7 +77,7 @@ def _draw_front(figure: Figure, found: SearchResult, chosen: SearchTrial | None,
     ax.plot(*_places(found.front), color=_INK, linewidth=1, linestyle="--", label="front", zorder=0)
     if chosen is not None:
         ax.plot(*_places([chosen]), "o", color=_INK, markersize=11, fillstyle="none", label="chosen")
-    ax.set(xscale="log", xlabel="times smaller", ylabel="validation accuracy (%)")
+    ax.set(xscale="log" if alive else "linear", xlabel="times smaller", ylabel="validation accuracy (%)")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
@@ -96,4 +96,5 @@ def _draw_strengths(figure: Figure, found: SearchResult, method: Method) -> None
     if dead:
         left.legend(loc="center left")
     right.plot([t.strength for t in alive], [t.compression for t in alive], "o", color=COLORS[method], markersize=4)
-    right.set(xscale="log", yscale="log", xlabel="strength", ylabel="times smaller")
+    scale = "log" if alive else "linear"  # which has no place for nothing
+    right.set(xscale=scale, yscale=scale, xlabel="strength", ylabel="times smaller")

@@ -73,8 +73,11 @@ def search_strength(
         raise ValueError(f"num_trials={num_trials!r}: must be a whole number >= 1")
     range_ = SearchRange(float(low), float(high), seed)
     config = {"search": {"low": range_.lowest, "high": range_.highest, "seed": seed}}
-    queue = TrialQueue(studies.open_study(storage, study_name, config), range_)
+    opened = studies.open_study(storage, study_name, config)
+    queue = TrialQueue(opened, range_)
     try:
+        if opened.is_new:
+            queue.plan(num_trials)
         while queue.num_finished(num_trials) < num_trials:
             claim = queue.claim(num_trials)
             if claim is None:  # the rest is under way elsewhere

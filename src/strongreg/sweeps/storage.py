@@ -177,11 +177,12 @@ def _is_race(error: Exception) -> bool:
 def _new_storage(url: URL) -> RDBStorage:
     from optuna.exceptions import ExperimentalWarning
     from optuna.storages import RDBStorage
+    from sqlalchemy import NullPool
 
     is_sqlite = url.get_backend_name() == "sqlite"
-    engine_kwargs: dict[str, Any] = (
-        {"connect_args": {"timeout": _LOCK_SECONDS}} if is_sqlite else {"pool_pre_ping": True}
-    )
+    engine_kwargs: dict[str, Any] = {"pool_pre_ping": True}
+    if is_sqlite:  # a connection for each transaction: none is left open, or shared with a forked process
+        engine_kwargs = {"connect_args": {"timeout": _LOCK_SECONDS}, "poolclass": NullPool}
     # optuna fills in {SCHEMA_VERSION} in a URL: a brace in a path or a password is to stay what it is
     text = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
     with warnings.catch_warnings():
@@ -207,8 +208,6 @@ def _serialize(engine: Engine) -> None:
     @event.listens_for(engine, "begin")
     def begin(connection: Any) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    engine.dispose()  # connections made before do not know of it
 
 
 @contextlib.contextmanager

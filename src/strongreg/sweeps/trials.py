@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, TrialState
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
-_STRENGTH, _INDEX, _WORKER, _HOST, _DETAILS = "strength", "index", "worker", "host", "details"
+_STRENGTH, _INDEX, _DETAILS = "strength", "index", "details"
+_WORKER, _LOCK, _HOST = "worker", "lock", "host"
 
 
 @dataclass(frozen=True)
@@ -126,12 +127,13 @@ class TrialQueue:
 
         distribution = FloatDistribution(self.range.lowest, self.range.highest, log=True)
         with self.opened.errors_told():
-            while missing := self._missing(num_trials):  # asked again for each, as others may be doing the same
+            while missing := self._missing(num_trials):  # asked again for each: others may be doing the same
+                index = missing[0] if self.opened.is_new else random.choice(missing)  # and seldom the same one
                 trial = create_trial(
                     state=TrialState.WAITING,
-                    params={_STRENGTH: self.range.strength_of(missing[0])},
+                    params={_STRENGTH: self.range.strength_of(index)},
                     distributions={_STRENGTH: distribution},
-                    user_attrs={_INDEX: missing[0]},
+                    user_attrs={_INDEX: index},
                 )
                 self._study.add_trial(trial)
 
@@ -181,8 +183,8 @@ class TrialQueue:
         if any(other.number < trial.number and other.state != TrialState.FAIL for other in same):
             self._set_state(trial_id, TrialState.FAIL)
             return None
-        self._storage.set_trial_user_attr(trial_id, _WORKER, str(self._presence.file))
-        self._storage.set_trial_user_attr(trial_id, _HOST, socket.gethostname())
+        worker = {_LOCK: str(self._presence.file), _HOST: socket.gethostname()}
+        self._storage.set_trial_user_attr(trial_id, _WORKER, worker)
         earlier = sorted((other.number for other in same if other.number < trial.number), reverse=True)
         return Claim(trial.number, trial.params[_STRENGTH], index, tuple(earlier), trial_id)
 
@@ -281,12 +283,13 @@ class TrialQueue:
 
         with self.opened.errors_told():
             running = [trial for trial, _ in self._trials((TrialState.RUNNING,)) if trial.number not in self._held]
-            gone = {file for trial in running if is_gone(file := trial.user_attrs.get(_WORKER))}
-            for trial in running:
-                if trial.user_attrs.get(_WORKER) in gone:
+            locks = [trial.user_attrs.get(_WORKER, {}).get(_LOCK) for trial in running]
+            gone = {lock for lock in set(locks) if is_gone(lock)}
+            for trial, lock in zip(running, locks, strict=True):
+                if lock in gone:
                     self._set_state(trial._trial_id, TrialState.FAIL)
-            for file in gone:
-                forget(file)
+            for lock in gone:
+                forget(lock)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*fail_stale_trials", ExperimentalWarning)
                 fail_stale_trials(self._study)
@@ -323,7 +326,7 @@ class TrialQueue:
         with self.opened.errors_told():
             running = self._trials((TrialState.RUNNING,))
             others = [trial for trial, i in running if i < num_trials and trial.number not in self._held]
-            return {trial.number: trial.user_attrs.get(_HOST, "another machine") for trial in others}
+            return {trial.number: trial.user_attrs.get(_WORKER, {}).get(_HOST, "another machine") for trial in others}
 
     def outcomes(self) -> list[SearchTrial]:
         """Every finished trial, by strength.
@@ -345,7 +348,11 @@ class TrialQueue:
 
     def leave(self) -> None:
         """This process takes no more trials."""
+        from optuna.storages import RDBStorage
+
         self._presence.leave()
+        if isinstance(self._storage, RDBStorage):
+            self._storage.engine.dispose()
 
     # ------------------------------------------------------------------ storage
 

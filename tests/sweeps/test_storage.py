@@ -1,0 +1,92 @@
+"""What can be wrong with a storage is one line that names it, without its password."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+
+from strongreg.sweeps import StudyError, storage
+from strongreg.sweeps.storage import open_study
+
+CONFIG = {"search": {"low": 0.1}}
+
+
+def _error(url: str) -> str:
+    with pytest.raises(StudyError) as caught:
+        open_study(url, "s", CONFIG)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert "secret" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nothing", "storage 'nothing' is no URL: write sqlite:///FILE or postgresql://"),
+        ("", "storage '' is no URL"),
+        ("postgresql://me:secret@host:port/x", "storage 'postgresql://me:***@host:port/x' is no URL"),
+        ("nosuch://me:secret@host/x", "storage nosuch://me:***@host/x: there is no such kind of database"),
+        ("sqlite+none://", "is in memory"),
+        ("sqlite://", "storage 'sqlite://' is in memory and would be gone afterwards"),
+        ("sqlite:///:memory:", "is in memory"),
+        ("sqlite:///none/here.db", "unable to open database file; the file and its folder must exist"),
+        ("sqlite:///folder", "unable to open database file; the file and its folder must exist"),
+        ("sqlite:///text.db", "file is not a database; it is a file of another kind: choose another --storage"),
+    ],
+)
+def test_a_url_that_leads_nowhere(tmp_path, monkeypatch, url, message):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("text.db").write_text("mine, and longer than the header of a database" * 100)
+    assert message in _error(url)
+
+
+def test_a_password_is_hidden_wherever_it_stands():
+    parsed = storage._parse("postgresql://me:secret@host/x?sslmode=require&password=secret2")
+    assert storage._show(parsed) == "postgresql://me:***@host/x?password=%2A%2A%2A&sslmode=require"
+    assert storage._passwords(parsed) == ("secret", "secret2")
+
+
+def test_a_driver_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    text = _error("postgresql+psycopg://me:secret@host/x")
+    assert text == ("storage postgresql+psycopg://me:***@host/x needs the package 'psycopg': install it with pip")
+
+
+def test_a_file_that_cannot_be_written(tmp_path):
+    open_study(f"sqlite:///{tmp_path / 'a.db'}", "other", CONFIG)
+    text = _error(f"sqlite:///file:{tmp_path / 'a.db'}?mode=ro&uri=true")
+    assert "attempt to write a readonly database; the file and its folder must exist and be writable" in text
+
+
+def test_a_file_that_another_program_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_LOCK_SECONDS", 0.05)
+    open_study(f"sqlite:///{tmp_path / 'a.db'}", "other", CONFIG)
+    holder = sqlite3.connect(tmp_path / "a.db", isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    assert "database is locked; another program holds it: let that end" in _error(f"sqlite:///{tmp_path / 'a.db'}")
+    holder.close()
+
+
+def test_a_study_that_is_not_ours_is_left_alone(tmp_path):
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    verbosity = optuna.logging.get_verbosity()
+    study = optuna.create_study(study_name="s", storage=url)
+    study.enqueue_trial({"x": 1})
+    assert "study 's' in sqlite:///" in (text := _error(url))
+    assert text.endswith("was not made by strongreg: choose another study name")
+    assert optuna.logging.get_verbosity() == verbosity
+
+
+def test_a_study_whose_maker_died_before_it_wrote_the_configuration_is_completed(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_CONFIG_SECONDS", 0.0)
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    optuna.create_study(study_name="s", storage=url, directions=["maximize", "maximize"])
+    opened = open_study(url, "s", CONFIG)
+    assert not opened.is_new
+    assert open_study(url, "s", CONFIG).identity == opened.identity
