@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 HOSTS = ["accelerate", "lightning", "skorch", "transformers"]
 
 
-@pytest.mark.parametrize("extra", ["compression", "experiments", "export", *HOSTS])
+@pytest.mark.parametrize("extra", ["compression", "experiments", "export", "sweep", *HOSTS])
 def test_the_remedy_names_an_extra_that_there_is_and_is_that_of_the_readme_or_its_page(extra):
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert extra in known

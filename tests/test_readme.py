@@ -46,6 +46,12 @@ def test_the_code_runs(code, tmp_path, monkeypatch):
         assert torch.allclose(names["fast"](images), model(images), atol=1e-5)
         assert {row.name for row in names["report"].layers} >= {"body", "head"}
         return
+    if "found" in names:
+        found = names["found"]
+        assert len(found.trials) == 16
+        assert all(trial.is_dead == (trial.strength > 0.1) for trial in found.trials)
+        assert found.best(min_accuracy=0.95) in found.front
+        return
     if "reg" not in names:
         assert "packed" in code
         assert (tmp_path / "model.packed").stat().st_size == names["contents"].file_bytes

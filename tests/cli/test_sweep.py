@@ -57,7 +57,8 @@ def test_options_reach_the_sweep_and_the_options_win_over_the_recipe(capsys, no_
     assert sweep.directory == Path("strongreg-out/sweep-1")
 
 
-def test_the_table_and_the_files_show_every_trial_and_the_choice(capsys, no_training):
+@pytest.mark.usefixtures("no_training")
+def test_the_table_and_the_files_show_every_trial_and_the_choice(capsys):
     output, messages = run(capsys, "sweep", *SMALL, "--trials", 3, "--max-loss", 0.05, "--out", "out")
     assert max(map(len, output.splitlines())) <= 80
     assert sorted(path.name for path in Path("out").iterdir()) == ["report.html", "runs", "sweep.db", "sweep.json"]

@@ -7,13 +7,14 @@ import math
 import random
 import subprocess
 import sys
+import threading
 
 import pytest
 
 import strongreg
-from strongreg.sweeps import SearchResult, SearchTrial
+from strongreg.sweeps import SearchResult, SearchTrial, storage
 from strongreg.sweeps.result import undominated
-from strongreg.sweeps.trials import SearchRange
+from strongreg.sweeps.trials import SearchRange, TrialQueue
 
 
 def _train(strength: float) -> tuple[float, float]:
@@ -113,7 +114,7 @@ def test_dead_runs_are_pruned_and_the_others_have_the_values_of_the_function():
 
 
 def test_the_same_call_goes_on_and_trains_nothing_twice(tmp_path):
-    storage, tried = f"sqlite:///{tmp_path / 'a {b} c.db'}", []
+    url, tried = f"sqlite:///{tmp_path / 'a {b} c.db'}", []
 
     def train(strength: float) -> tuple[float, float]:
         tried.append(strength)
@@ -122,13 +123,13 @@ def test_the_same_call_goes_on_and_trains_nothing_twice(tmp_path):
         return _train(strength)
 
     with pytest.raises(KeyboardInterrupt):
-        _search(train, storage=storage)
+        _search(train, storage=url)
     assert len(tried) == 3
-    found = _search(train, storage=storage)
+    found = _search(train, storage=url)
     assert len(tried) == 6
     assert sorted(tried) == sorted([*(trial.strength for trial in found.trials), tried[2]])
-    assert _search(train, storage=storage) == found
-    more = _search(train, storage=storage, num_trials=7)
+    assert _search(train, storage=url) == found
+    more = _search(train, storage=url, num_trials=7)
     assert len(tried) == 8
     assert {trial.number for trial in found.trials} < {trial.number for trial in more.trials}
     assert [(t.strength, t.is_dead) for t in more.trials] == [
@@ -139,14 +140,34 @@ def test_the_same_call_goes_on_and_trains_nothing_twice(tmp_path):
 def test_optuna_sees_two_objectives_the_same_front_and_pruned_trials(tmp_path):
     import optuna
 
-    storage = f"sqlite:///{tmp_path / 'search.db'}"
-    found = _search(storage=storage, study_name="mine", num_trials=8)
-    study = optuna.load_study(study_name="mine", storage=storage)
+    url = f"sqlite:///{tmp_path / 'search.db'}"
+    found = _search(storage=url, study_name="mine", num_trials=8)
+    study = optuna.load_study(study_name="mine", storage=url)
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MAXIMIZE"]
     assert {trial.number for trial in study.best_trials} == {trial.number for trial in found.front}
     pruned = {trial.number for trial in study.trials if trial.state.name == "PRUNED"}
     assert pruned == {trial.number for trial in found.trials if trial.is_dead}
     assert all(trial.distributions["strength"].log for trial in study.trials)
+
+
+@pytest.mark.parametrize("fault", [None, strongreg.StudyError("the database is away for a moment")])
+def test_while_the_function_trains_there_are_heartbeats_whatever_becomes_of_them(monkeypatch, fault):
+    beaten = threading.Event()
+
+    def beat(_: TrialQueue) -> set[int]:
+        beaten.set()
+        if fault is not None:
+            raise fault
+        return set()
+
+    monkeypatch.setattr(storage, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(TrialQueue, "beat", beat)
+
+    def train(strength: float) -> tuple[float, float]:
+        assert beaten.wait(timeout=60)
+        return 0.9, strength
+
+    assert len(_search(train, num_trials=2).trials) == 2
 
 
 _CALL = """
@@ -165,10 +186,10 @@ print(*sorted(trial.strength for trial in found.trials))
 
 def test_of_two_processes_on_one_study_one_is_killed_and_each_strength_is_done_once(tmp_path):
     log = tmp_path / "log"
-    storage = f"sqlite:///{tmp_path / 'search.db'}"
+    url = f"sqlite:///{tmp_path / 'search.db'}"
 
     def call(fate: str) -> subprocess.Popen[str]:
-        arguments = [sys.executable, "-W", "error", "-c", _CALL, storage, str(log), fate]
+        arguments = [sys.executable, "-W", "error", "-c", _CALL, url, str(log), fate]
         return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     killed, other = call("dies"), call("lives")
@@ -214,11 +235,11 @@ def test_what_is_no_function_is_an_error():
 
 
 def test_another_range_in_the_same_study_is_an_error_that_names_the_difference(tmp_path):
-    storage = f"sqlite:///{tmp_path / 'search.db'}"
-    _search(storage=storage, num_trials=1)
+    url = f"sqlite:///{tmp_path / 'search.db'}"
+    _search(storage=url, num_trials=1)
     with pytest.raises(strongreg.StudyError, match=r"search.high=1.0 there, 2.0 now.*another study name"):
-        _search(storage=storage, high=2.0)
-    assert len(_search(storage=storage, high=2.0, study_name="other").trials) == 5
+        _search(storage=url, high=2.0)
+    assert len(_search(storage=url, high=2.0, study_name="other").trials) == 5
 
 
 def test_without_optuna_the_error_says_what_to_install(monkeypatch):

@@ -39,12 +39,13 @@ strongreg sweep --trials 32 --workers 4 --out strengths
 
 strongreg sweep --method always --lowest 0.001 --highest 0.01 --seeds 3
 
-strongreg sweep --penalty mcp --storage sqlite:///sweeps.db --study mcp --out mcp"""
+strongreg sweep --penalty mcp --storage sqlite:///sweeps.db --study mcp"""
 
 
 def sweep(
     recipe: Annotated[
-        Path | None, typer.Argument(help="TOML file to begin with; the options below and --set win over it.")
+        Path | None,
+        typer.Argument(metavar="[RECIPE]", help="TOML file to begin with; the options below and --set win over it."),
     ] = None,
     trials: Annotated[
         int,
@@ -88,8 +89,8 @@ def sweep(
 ) -> None:
     """Try many strengths of one method, and show which networks no other beats in accuracy and size.
 
-    The same command with the same --out goes on where it was stopped or killed. The same command with the same
-    --storage on other machines, or beside it, shares the trials.
+    The same command with the same --out goes on where it was stopped or killed. On other machines, or beside it, the
+    same command with the same --storage shares the trials.
     """
     for name, number in (("trials", trials), ("workers", workers), ("seeds", seeds)):
         if number is not None and number < 1:

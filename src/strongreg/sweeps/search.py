@@ -7,11 +7,11 @@ import numbers
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from strongreg.sweeps import storage as studies
-from strongreg.sweeps.errors import DeadRunError
+from strongreg.sweeps.errors import DeadRunError, StudyError
 from strongreg.sweeps.result import SearchResult
 from strongreg.sweeps.trials import Claim, SearchRange, TrialQueue
 
@@ -94,7 +94,8 @@ def _train(train_fn: TrainFunction, claim: Claim, queue: TrialQueue, num_trials:
         with _beating(queue):
             values = _values(train_fn, claim.strength)
     except BaseException:
-        queue.give_back(claim, num_trials)
+        with suppress(StudyError):  # then the lock or the heartbeat tells
+            queue.give_back(claim, num_trials)
         raise
     if values is None:
         queue.prune(claim)
@@ -124,7 +125,8 @@ def _beating(queue: TrialQueue) -> Iterator[None]:
 
     def beat() -> None:
         while not stop.wait(studies.HEARTBEAT_SECONDS):
-            queue.beat()
+            with suppress(StudyError):  # the trial's end will meet it too, where it can be told
+                queue.beat()
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
