@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import jinja2
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 import strongreg
 from strongreg.experiments.drawing import COLORS, svg
@@ -78,6 +80,7 @@ def _draw_front(figure: Figure, found: SearchResult, chosen: SearchTrial | None,
     if chosen is not None:
         ax.plot(*_places([chosen]), "o", color=_INK, markersize=11, fillstyle="none", label="chosen")
     ax.set(xscale="log" if alive else "linear", xlabel="times smaller", ylabel="validation accuracy (%)")
+    _show_plain_numbers(ax.xaxis)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
@@ -86,7 +89,7 @@ def _places(trials: tuple[SearchTrial, ...] | list[SearchTrial]) -> tuple[list[f
 
 
 def _draw_strengths(figure: Figure, found: SearchResult, method: Method) -> None:
-    left, right = figure.subplots(1, 2)
+    left, right = figure.subplots(1, 2, sharex=True)
     alive = [trial for trial in found.trials if not trial.is_dead]
     dead = [trial for trial in found.trials if trial.is_dead]
     left.plot([t.strength for t in alive], [100 * t.accuracy for t in alive], "o", color=COLORS[method], markersize=4)
@@ -96,5 +99,12 @@ def _draw_strengths(figure: Figure, found: SearchResult, method: Method) -> None
     if dead:
         left.legend(loc="center left")
     right.plot([t.strength for t in alive], [t.compression for t in alive], "o", color=COLORS[method], markersize=4)
-    scale = "log" if alive else "linear"  # which has no place for nothing
-    right.set(xscale=scale, yscale=scale, xlabel="strength", ylabel="times smaller")
+    scale = "log" if alive else "linear"  # the first has no place for nothing
+    right.set(yscale=scale, xlabel="strength", ylabel="times smaller")
+    _show_plain_numbers(right.yaxis)
+
+
+def _show_plain_numbers(axis: Axis) -> None:
+    """Such as 2 and 5 on a logarithmic axis, instead of powers of 10."""
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter())

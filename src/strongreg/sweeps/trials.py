@@ -127,15 +127,16 @@ class TrialQueue:
 
         distribution = FloatDistribution(self.range.lowest, self.range.highest, log=True)
         with self.opened.errors_told():
-            while missing := self._missing(num_trials):  # asked again for each: others may be doing the same
-                index = missing[0] if self.opened.is_new else random.choice(missing)  # and seldom the same one
-                trial = create_trial(
-                    state=TrialState.WAITING,
-                    params={_STRENGTH: self.range.strength_of(index)},
-                    distributions={_STRENGTH: distribution},
-                    user_attrs={_INDEX: index},
-                )
-                self._study.add_trial(trial)
+            while missing := self._missing(num_trials):
+                # others may be filling the same gaps: one at a time, and seldom the same one
+                for index in missing if self.opened.is_new else [random.choice(missing)]:
+                    trial = create_trial(
+                        state=TrialState.WAITING,
+                        params={_STRENGTH: self.range.strength_of(index)},
+                        distributions={_STRENGTH: distribution},
+                        user_attrs={_INDEX: index},
+                    )
+                    self._study.add_trial(trial)
 
     def _missing(self, num_trials: int) -> list[int]:
         from optuna.trial import TrialState
