@@ -219,7 +219,10 @@ def test_a_gate_that_stays_closed_lowers_the_strength_and_makes_no_zeros():
         ({"schedule": None}, r"target_compression=10 needs to know by which step: pass schedule=Refit\(start=...\)"),
         ({"schedule": Refit(49)}, r"needs 50 steps or more before the refit, got Refit\(start=49"),
         ({"penalty": L2(0.1)}, "8 of 8 penalized weights have a penalty that makes no zeros"),
-        ({"penalty": L1(0.0)}, "8 of 8 penalized weights have a penalty that makes no zeros, which allows no compre"),
+        (
+            {"penalty": L1(0.0)},
+            "8 of 8 penalized weights have a penalty that makes no zeros, which allows no compression",
+        ),
     ],
     ids=["1", "infinite", "gradient", "no-refit", "early", "l2", "off"],
 )

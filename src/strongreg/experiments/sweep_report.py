@@ -14,6 +14,7 @@ from strongreg.experiments.drawing import COLORS, svg
 from strongreg.experiments.recipe import Method, show_recipe
 from strongreg.experiments.sweep import Sweep
 from strongreg.experiments.sweep_table import TRIAL_HEADER, TRIAL_NOTE, trial_cells
+from strongreg.files import write_bytes
 from strongreg.sweeps import SearchResult, SearchTrial
 
 _INK = "#1d2433"
@@ -69,7 +70,7 @@ def write_sweep_report(sweep: Sweep, found: SearchResult, chosen: SearchTrial | 
         ],
         recipe=show_recipe(recipe),
     )
-    file.write_text(html, encoding="utf-8")
+    write_bytes(file, html.encode())
 
 
 def _draw_front(figure: Figure, found: SearchResult, chosen: SearchTrial | None, method: Method) -> None:
