@@ -209,7 +209,7 @@ class CompressionControl(StrengthControl):
         self._cap += change * (opened - _ENDURED_SHARE) / (1 - _ENDURED_SHARE)
         self._cap = min(self._cap, self._log_factor + _CAP_MARGIN)
         asked = min(1.0, max(0.0, (progress - _DELAY) / (_REACH - _DELAY))) * math.log(self.compression)
-        error = asked - self._smoothed if asked > 0 else 0.0
+        error = max(0.0, asked - self._smoothed) + min(0.0, math.log(self.compression) - self._smoothed)
         is_held_back = self._cap <= self._log_factor < self._integral + _GAIN * error
         if error < 0 or not is_held_back:
             time = max(5 * passed, min(_INTEGRAL_SHARE, (1 - progress) * _REMAINING_SHARE))
