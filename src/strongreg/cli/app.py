@@ -8,7 +8,7 @@ import typer
 
 import strongreg
 from strongreg.cli import doctor, export, packed, runs, shrink, study, sweep
-from strongreg.cli.quiet import with_quiet
+from strongreg.cli.command import as_command
 from strongreg.experiments.engine.distributed import Launch
 from strongreg.experiments.errors import UserError
 
@@ -40,18 +40,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog=_EPILOG,
 )
-app.command(epilog=runs.EPILOG_COMPARE)(with_quiet(runs.compare))
-app.command(epilog=runs.EPILOG_TRAIN)(with_quiet(runs.train))
-app.command(epilog=study.EPILOG_TOLERANCE)(with_quiet(study.tolerance))
-app.command(epilog=sweep.EPILOG_SWEEP)(with_quiet(sweep.sweep))
-app.command(epilog=study.EPILOG_DIAGNOSE)(with_quiet(study.diagnose))
-app.command(epilog=study.EPILOG_REPORT)(with_quiet(study.report))
-app.command(epilog=packed.EPILOG_COMPRESS)(with_quiet(packed.compress))
-app.command(epilog=packed.EPILOG_INSPECT)(with_quiet(packed.inspect))
-app.command(epilog=packed.EPILOG_UNPACK)(with_quiet(packed.unpack))
-app.command(epilog=shrink.EPILOG_SHRINK)(with_quiet(shrink.shrink))
-app.command(epilog=export.EPILOG_EXPORT)(with_quiet(export.export))
-app.command(epilog=doctor.EPILOG_DOCTOR)(with_quiet(doctor.doctor))
+app.command(epilog=runs.EPILOG_COMPARE)(as_command(runs.compare))
+app.command(epilog=runs.EPILOG_TRAIN)(as_command(runs.train))
+app.command(epilog=study.EPILOG_TOLERANCE)(as_command(study.tolerance))
+app.command(epilog=sweep.EPILOG_SWEEP)(as_command(sweep.sweep))
+app.command(epilog=study.EPILOG_DIAGNOSE)(as_command(study.diagnose))
+app.command(epilog=study.EPILOG_REPORT)(as_command(study.report))
+app.command(epilog=packed.EPILOG_COMPRESS)(as_command(packed.compress))
+app.command(epilog=packed.EPILOG_INSPECT)(as_command(packed.inspect))
+app.command(epilog=packed.EPILOG_UNPACK)(as_command(packed.unpack))
+app.command(epilog=shrink.EPILOG_SHRINK)(as_command(shrink.shrink))
+app.command(epilog=export.EPILOG_EXPORT)(as_command(export.export))
+app.command(epilog=doctor.EPILOG_DOCTOR)(as_command(doctor.doctor))
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,13 +1,18 @@
-"""--quiet and --json of every command."""
+"""What every command has: --quiet, --json, and one line where it is asked to terminate."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from cli.command import error, run
+from strongreg import cli
+from strongreg.cli import packed
 from strongreg.cli.app import app
 
 COMMANDS = [command.callback.__name__ for command in app.registered_commands]
@@ -56,3 +61,27 @@ def test_report_and_unpack_say_as_json_what_they_wrote(capsys, out):
     assert written["file"] == "w.safetensors"
     assert written["file_bytes"] == Path("w.safetensors").stat().st_size
     assert written["tensors"] == [f"{i}.{kind}" for i in (1, 3, 5) for kind in ("weight", "bias")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_request_to_terminate_a_command_that_does_not_train_is_one_line(capsys, out, monkeypatch, number):
+    former = (out / "runs/coherent-seed0/model.packed").read_bytes()
+
+    def terminated(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup it is ignored
+    monkeypatch.setattr(packed, "save_packed", terminated)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["compress", "out/runs/coherent-seed0", "--out", "small.packed"])
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+    assert ended.value.code == 128 + number
+    output, messages = capsys.readouterr()
+    assert output == ""
+    assert messages == f"strongreg: error: interrupted by {number.name}: no file is left half written\n"
+    assert not Path("small.packed").exists()
+    assert (out / "runs/coherent-seed0/model.packed").read_bytes() == former
