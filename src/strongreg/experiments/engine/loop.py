@@ -41,6 +41,7 @@ from strongreg.experiments.engine.measurement import (
     run_result,
     sample,
 )
+from strongreg.experiments.engine.memory import memory_may_run_out
 from strongreg.experiments.engine.methods import REGULARIZED, build_regularizers
 from strongreg.experiments.engine.optimizers import build_optimizers, lr_schedule
 from strongreg.experiments.engine.pruning import build_pruner
@@ -96,12 +97,13 @@ def train(
 
     Raises:
         RunStoppedError: ``should_stop`` said so; the run goes on from there when it is trained again.
-        UserError: the recipe does not fit the data, the checkpoint is damaged or of another run, or TensorBoard is
-            wanted and missing.
+        UserError: the recipe does not fit the data, the checkpoint is damaged or of another run, TensorBoard is wanted
+            and missing, or memory has run out.
         OSError: the directory cannot be written.
     """
-    trainer = world.everywhere(lambda: _Trainer(recipe.for_method(method), method, seed, data, directory, world))
-    return trainer.run(on_epoch, should_stop)
+    with memory_may_run_out(f"{method}, seed {seed}"):
+        trainer = world.everywhere(lambda: _Trainer(recipe.for_method(method), method, seed, data, directory, world))
+        return trainer.run(on_epoch, should_stop)
 
 
 class _Trainer:
