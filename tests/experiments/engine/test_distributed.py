@@ -165,34 +165,45 @@ def _ended(directory: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(COMMAND, cwd=directory, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.slow
-def test_the_command_stops_with_torchrun_and_goes_on_bit_for_bit(tmp_path):
-    folders = [tmp_path / "whole", tmp_path / "parts"]
-    for folder in folders:
-        folder.mkdir()
-    whole = _ended(folders[0])
-    assert whole.returncode == 0, whole.stderr
-    assert whole.stdout.count("lenet300 on digits") == whole.stderr.count("wrote out/results.json") == 1
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """Where a run of the command has ended that nothing has disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = _ended(folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("lenet300 on digits") == done.stderr.count("wrote out/results.json") == 1
+    return folder
 
+
+RUN = Path("out") / "runs" / "coherent-seed0"
+
+
+def _begun(command: list[str], folder: Path, num_epochs: int) -> subprocess.Popen[str]:
+    """The command after so many epochs."""
     process = subprocess.Popen(
-        COMMAND, cwd=folders[1], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    run = Path("out") / "runs" / "coherent-seed0"
-    metrics = folders[1] / run / "metrics.jsonl"
-    while process.poll() is None and (not metrics.exists() or metrics.read_text().count("\n") < 2):
+    metrics = folder / RUN / "metrics.jsonl"
+    while process.poll() is None and (not metrics.exists() or metrics.read_text().count("\n") < num_epochs):
         time.sleep(0.01)
+    return process
+
+
+@pytest.mark.slow
+def test_the_command_stops_with_torchrun_and_goes_on_bit_for_bit(tmp_path, whole):
+    process = _begun(COMMAND, tmp_path, num_epochs=2)
     process.send_signal(signal.SIGTERM)
     _, messages = process.communicate(timeout=60)
     assert process.returncode != 0
     assert messages.count("strongreg: error: interrupted: 0 of 1 runs are finished and kept in out") == 1, messages
-    assert (folders[1] / run / "checkpoint.pt").exists()
+    assert (tmp_path / RUN / "checkpoint.pt").exists()
 
-    on = _ended(folders[1])
+    on = _ended(tmp_path)
     assert on.returncode == 0, on.stderr
     assert "0 finished runs found in out, 1 to train, 1 of them from a checkpoint" in on.stderr
     for file in FILES:
-        assert (folders[0] / run / file).read_bytes() == (folders[1] / run / file).read_bytes()
-    assert sorted(p.name for p in (folders[1] / run).iterdir()) == sorted([*FILES, "result.json"])
+        assert (whole / RUN / file).read_bytes() == (tmp_path / RUN / file).read_bytes()
+    assert sorted(p.name for p in (tmp_path / RUN).iterdir()) == sorted([*FILES, "result.json"])
 
 
 def _launched(monkeypatch, rank: int, size: int = 2) -> None:
