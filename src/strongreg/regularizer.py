@@ -146,10 +146,11 @@ class Regularizer:
     def _keep(self, rows: list[int]) -> None:
         """Leave out the targets that an optimizer does not hold; what is known of the others stays."""
         if len(rows) < len(self.targets):
+            control = build_control(self._settings(), [self.targets[i] for i in rows])
+            control.load_state_dict(self._control.state_of(rows))
             self._set_targets([self.targets[i] for i in rows])
             self.history, self._counts = self.history.select(rows), self._counts.select(rows)
-            self._zero_masks = self._zero_masks.select(rows)
-            self._control = build_control(self._settings(), self.targets)
+            self._zero_masks, self._control = self._zero_masks.select(rows), control
 
     def __repr__(self) -> str:
         """The parts, and where it is attached."""

@@ -12,10 +12,12 @@ from torch import Tensor
 from strongreg.counts import StepCounts
 from strongreg.decision import Decision
 from strongreg.devices import Constants, is_captured
+from strongreg.gates import Delay
 from strongreg.groups import Target
 from strongreg.kernels import Passes
 from strongreg.precision import scalar_dtype
 from strongreg.scalars import Scalars, as_scalars, namespace
+from strongreg.schedules import Constant, Schedule
 from strongreg.settings import Settings
 from strongreg.sharding import Shards
 from strongreg.warning import warn
@@ -32,8 +34,8 @@ _MOST_RISE = 20.0
 """By how many factors of e the strength may rise between the first step and the refit: 5 % of the steps for each."""
 _ENDURED_SHARE, _CAP_CHANGE, _CAP_MARGIN = 0.8, 0.05, 0.7
 _LARGEST = math.log(1e4)
-_LAST_RANGE = math.log(10.0)
-_LAST_TRIALS, _LAST_ERROR = 20, 0.002
+_LAST_FALL, _LAST_RISE = math.log(10.0), math.log(2.0)  # the gate has not seen what is stronger
+_LAST_TRIALS, _LAST_ERROR = 12, 0.002
 
 
 class StrengthControl:
@@ -101,6 +103,18 @@ class StrengthControl:
         """
         return {}
 
+    def state_of(self, rows: Sequence[int]) -> dict[str, Any]:
+        """What it remembers of some of the tensors.
+
+        Args:
+            rows: their positions.
+
+        Returns:
+            A dictionary for :meth:`load_state_dict` of a control of these.
+        """
+        state = self.state_dict()
+        return {name: [kept[i] for i in rows] if isinstance(kept, list) else kept for name, kept in state.items()}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where a state was taken.
 
@@ -121,29 +135,42 @@ class CompressionControl(StrengthControl):
     refit would freeze: the zeros that the penalty had when it last acted. The factor
 
     * rises by no more than a factor of e in 5 % of the steps;
-    * falls where the gate is closed at more than a fifth of the steps: a strength that the network does not endure is
-      not imposed, and a step at a closed gate sets the zeros free.
+    * falls where the gate is closed at more than a fifth of the steps at which the penalty could act: a strength that
+      the network does not endure is not imposed, and a step at a closed gate sets the zeros free.
 
     In the last steps before the refit the factor for the one step is found by bisection, so that the compression after
-    it is the one asked for: single batches move it by several per cent.
+    it is the one asked for: single batches move it by several per cent. It is at most twice the one that the gate has
+    seen.
 
     Args:
         compression: the asked one, weights to nonzero weights, over all penalized parameters, > 1.
         start: first step of the refit.
-        num_targets: number of penalized tensors, K.
+        adapted: whether the strength of each penalized tensor is adapted, K entries.
+        begin: the first step at which the gate may be open.
+        schedule: factor on the strength; where it is 0 nothing is learned about the gate.
     """
 
-    def __init__(self, compression: float, start: int, num_targets: int) -> None:
+    def __init__(
+        self,
+        compression: float,
+        start: int,
+        adapted: Sequence[bool],
+        begin: int = 0,
+        schedule: Schedule | None = None,
+    ) -> None:
         super().__init__()
         self.compression = compression
-        self.start = start
+        self.start, self.begin = start, begin
+        self._adapted = list(adapted)
+        self._schedule = Constant() if schedule is None else schedule
         self._log_factor = 0.0
         self._integral = 0.0
         self._cap = _CAP_MARGIN
         self._smoothed = 0.0
         self._last_look = 0
-        self._nonzeros: list[int] = [-1] * num_targets  # when the penalty last acted; -1: it never has
-        self._num_open = [0] * num_targets
+        self._nonzeros = [-1] * len(self._adapted)  # when the penalty last acted; -1: it never has
+        self._num_open = [0] * len(self._adapted)
+        self._num_allowed = [0] * len(self._adapted)
 
     @property
     def factor(self) -> float:
@@ -153,7 +180,7 @@ class CompressionControl(StrengthControl):
     def factors(self, targets: Sequence[Target], scales: Sequence[float], device: torch.device) -> Scalars:
         """See :meth:`StrengthControl.factors`."""
         fixed = super().factors(targets, scales, device)
-        adapted = as_scalars(self._constant(_are_adapted(targets), torch.bool, device))
+        adapted = as_scalars(self._constant(self._adapted, torch.bool, device))
         return namespace(fixed).where(adapted, fixed * self.factor, fixed)
 
     # ------------------------------------------------------------------ after a step
@@ -169,45 +196,53 @@ class CompressionControl(StrengthControl):
         return min(_MOST_LAST, self.start // 20)
 
     def look(self, shards: Shards, counts: StepCounts, num_calls: int) -> None:
-        """See :meth:`StrengthControl.look`.
-
-        Raises:
-            RuntimeError: the step is being captured in a CUDA graph.
-        """
+        """See :meth:`StrengthControl.look`."""
         is_last = num_calls > self.start - self._num_last
         if self._last_look >= self.start or not (is_last or num_calls % self._every == 0):
             return
-        if is_captured(counts.step.device):
-            raise RuntimeError(
-                "target_compression adapts the strength on the host, which a CUDA graph leaves out: capture forward "
-                "and backward alone, and leave the optimizer's step outside"
-            )
         step = int(counts.step)
         if step <= self._last_look:  # a GradScaler made the optimizer skip
             return
         sizes = shards.sizes
-        num_open, last_open = counts.num_open.tolist(), counts.last_open.tolist()
+        last_open, num_open, num_allowed = (
+            counted.tolist() for counted in (counts.last_open, counts.num_open, counts.num_allowed)
+        )
         nonzeros = [size - zeros for size, zeros in zip(sizes, shards.num_zeros(), strict=True)]
         self._nonzeros = [
             now if is_open or then < 0 else then
             for now, then, is_open in zip(nonzeros, self._nonzeros, last_open, strict=True)
         ]
-        opened = sum(size * (now - then) for size, now, then in zip(sizes, num_open, self._num_open, strict=True)) / (
-            sum(sizes) * (step - self._last_look)
-        )
-        self._num_open, self._last_look = num_open, step
+        opened = self._weigh(sizes, num_open, self._num_open)
+        allowed = self._weigh(sizes, num_allowed, self._num_allowed)
+        self._num_open, self._num_allowed, self._last_look = num_open, num_allowed, step
         reached = sum(sizes) / max(1, sum(self._nonzeros))
-        if step <= self.start - self._num_last:
-            self._adapt(step / self.start, self._every / self.start, math.log(reached), opened)
+        is_on = float(self._schedule.factor(torch.tensor(step - 1))) > 0
+        could_act = is_on and step > self.begin and allowed > 0
+        if could_act and step <= self.start - self._num_last:
+            progress, passed = step - self.begin, self._every
+            length = self.start - self.begin
+            self._adapt(progress / length, passed / length, math.log(reached), opened / allowed)
         elif step >= self.start and abs(reached / self.compression - 1) > _TOLERANCE:
-            self._warn_of_miss(reached)
+            warn(
+                f"target_compression={self.compression:g}: the refit at step {self.start} begins at {reached:.3g}; "
+                "give the network more steps before the refit, lower the gate's threshold where it was closed often, "
+                "or ask for less"
+            )
+
+    def _weigh(self, sizes: Sequence[int], now: Sequence[int], then: Sequence[int]) -> int:
+        """Steps since the last look, times the weights of the tensors whose strength is adapted."""
+        return sum(
+            size * (number - former)
+            for size, number, former, is_adapted in zip(sizes, now, then, self._adapted, strict=True)
+            if is_adapted
+        )
 
     def _adapt(self, progress: float, passed: float, log_compression: float, opened: float) -> None:
         """One step of the controller; times are shares of the steps before the refit."""
         self._smoothed += _SMOOTHING * (log_compression - self._smoothed)
         change = max(_CAP_CHANGE, _MOST_RISE * passed)
         self._cap += change * (opened - _ENDURED_SHARE) / (1 - _ENDURED_SHARE)
-        self._cap = min(self._cap, self._log_factor + _CAP_MARGIN)
+        self._cap = max(-_LARGEST, min(self._cap, self._log_factor + _CAP_MARGIN))
         asked = min(1.0, max(0.0, (progress - _DELAY) / (_REACH - _DELAY))) * math.log(self.compression)
         error = max(0.0, asked - self._smoothed) + min(0.0, math.log(self.compression) - self._smoothed)
         is_held_back = self._cap <= self._log_factor < self._integral + _GAIN * error
@@ -217,18 +252,6 @@ class CompressionControl(StrengthControl):
             self._integral = min(_LARGEST, max(-_LARGEST, self._integral))
         log_factor = min(self._integral + _GAIN * error, self._cap, self._log_factor + _MOST_RISE * passed)
         self._log_factor = min(_LARGEST, max(-_LARGEST, log_factor))
-
-    def _warn_of_miss(self, reached: float) -> None:
-        held_back = self._cap <= self._integral
-        remedy = (
-            "the gate was closed too often for a greater strength: give the network more steps before the refit, lower "
-            "the gate's threshold, or ask for less"
-            if reached < self.compression and held_back
-            else "give it more steps before the refit, or another strength to begin with"
-        )
-        warn(
-            f"target_compression={self.compression:g}: the refit at step {self.start} begins at {reached:.3g}; {remedy}"
-        )
 
     # ------------------------------------------------------------------ the last steps
 
@@ -241,7 +264,16 @@ class CompressionControl(StrengthControl):
         counts: StepCounts,
         num_calls: int,
     ) -> None:
-        """See :meth:`StrengthControl.shrink`."""
+        """See :meth:`StrengthControl.shrink`.
+
+        Raises:
+            RuntimeError: the step is being captured in a CUDA graph.
+        """
+        if is_captured(counts.step.device):
+            raise RuntimeError(
+                "target_compression adapts the strength on the host, which a CUDA graph leaves out: capture forward "
+                "and backward alone, and leave the optimizer's step outside"
+            )
         begin = self.start - self._num_last
         if num_calls < begin or self._last_look >= self.start or not begin <= int(counts.step) < self.start:
             passes.shrink(multipliers, step_sizes)
@@ -259,13 +291,12 @@ class CompressionControl(StrengthControl):
         if not any(opened):
             return
         shards, targets = passes.shards, passes.shards.targets()
-        adapted = _are_adapted(targets)
         parts: list[Tensor] = [target.param for target, is_open in zip(targets, opened, strict=True) if is_open]
         saved = [part.clone() for part in parts]
 
         def excess(log_factor: float) -> float:
             """Shrinks; the logarithm of asked for to reached compression."""
-            factors = [math.exp(log_factor) if is_adapted else 1.0 for is_adapted in adapted]
+            factors = [math.exp(log_factor) if is_adapted else 1.0 for is_adapted in self._adapted]
             passes.shrink([m * factor for m, factor in zip(multipliers, factors, strict=True)], step_sizes)
             nonzeros = [
                 size - zeros if is_open or held < 0 else held
@@ -275,15 +306,16 @@ class CompressionControl(StrengthControl):
             ]
             return math.log(self.compression * max(1, sum(nonzeros)) / sum(shards.sizes))
 
-        low, high, last = -_LAST_RANGE, _LAST_RANGE, 0.0
+        low, high, last, best = -_LAST_FALL, _LAST_RISE, 0.0, (math.inf, 0.0)
         for _ in range(_LAST_TRIALS):
             error = excess(last)
+            best = min(best, (abs(error), last))
             if abs(error) < _LAST_ERROR:
                 return
             low, high = (last, high) if error > 0 else (low, last)
             torch._foreach_copy_(parts, saved)
             last = (low + high) / 2
-        excess(last)
+        excess(best[1])
 
     # ------------------------------------------------------------------ state
 
@@ -297,6 +329,7 @@ class CompressionControl(StrengthControl):
             "last_look": self._last_look,
             "nonzeros": list(self._nonzeros),
             "num_open": list(self._num_open),
+            "num_allowed": list(self._num_allowed),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -352,4 +385,12 @@ def build_control(settings: Settings, targets: Sequence[Target]) -> StrengthCont
             f"{label} cannot be reached: {fixed} of {total} penalized weights have a penalty that makes no zeros, "
             f"which allows {most}; choose L1 or another penalty of exact zeros for them, or leave them out (None)"
         )
-    return CompressionControl(compression, int(start), len(targets))
+    if compression > total:
+        raise ValueError(f"{label} cannot be reached: there are {total} penalized weights; ask for less")
+    begin = settings.gate.steps if isinstance(settings.gate, Delay) else 0
+    if start - begin < FEWEST_STEPS:
+        raise ValueError(
+            f"{label} needs {FEWEST_STEPS} steps or more at which the gate may be open, before the refit, got "
+            f"{settings.gate!r} and {settings.schedule!r}"
+        )
+    return CompressionControl(compression, int(start), adapted, begin, settings.schedule)

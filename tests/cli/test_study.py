@@ -277,3 +277,9 @@ def test_a_damaged_file_is_one_line_that_names_it(capsys, command, name, how):
         run(capsys, command, "out")
     else:
         assert str(file) in error(capsys, command, "out")
+
+
+@pytest.mark.parametrize("command", ["tolerance", "sweep"])
+def test_a_search_of_strengths_refuses_a_target_that_adapts_them(capsys, command):
+    message = error(capsys, command, "--set", "penalty.target_compression=20")
+    assert "penalty.target_compression=20 adapts the strength that is searched for here: leave it out" in message

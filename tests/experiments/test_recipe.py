@@ -292,3 +292,21 @@ def test_the_methods_are_compared_in_this_order():
 def test_every_recipe_of_the_repository_is_valid(file):
     recipe = build_recipe({}, read_recipe(file))
     assert recipe.data.name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"penalty.refit_share": 0.0}, "needs a refit to adapt until"),
+        ({"penalty.mode": "gradient"}, "needs exact zeros"),
+        ({"penalty.name": "l2"}, "needs exact zeros"),
+        ({"penalty.name": "elastic_net", "penalty.l1_ratio": 0.0}, "needs exact zeros"),
+        ({"penalty.strength": 0.0}, "needs a strength above 0 to begin with"),
+        ({"penalty.target_compression": 1.0}, "greater than 1"),
+    ],
+    ids=str,
+)
+def test_a_target_compression_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        build_recipe({"penalty.target_compression": 20.0, **changes})
+    assert build_recipe({"penalty.target_compression": 20.0}).penalty.target_compression == 20

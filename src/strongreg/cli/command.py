@@ -7,7 +7,7 @@ import functools
 import inspect
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -20,6 +20,19 @@ from strongreg.experiments.pool import interruptible
 _Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Show nothing but errors, and what --json prints; files are written.")
 ]
+
+
+@contextlib.contextmanager
+def _no_warnings_in_processes() -> Iterator[None]:
+    """Processes that are started within write to the terminal, not to where this one's messages go."""
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONWARNINGS"]
+        if before is not None:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def as_command(function: Callable[..., None]) -> Callable[..., None]:
@@ -38,6 +51,7 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
             if quiet:
                 nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
                 stack.enter_context(contextlib.redirect_stderr(nowhere))
+                stack.enter_context(_no_warnings_in_processes())
                 if not options.get("as_json"):
                     stack.enter_context(contextlib.redirect_stdout(nowhere))
             if Launch.read().size == 1:  # torchrun's processes agree on it, or die by it

@@ -40,7 +40,10 @@ Strength = Annotated[
 ]
 TargetCompression = Annotated[
     float | None,
-    typer.Option(help="How many times fewer weights the runs are to leave: the strength adapts to it. Default: none."),
+    typer.Option(
+        help="How many times fewer weights the runs with a penalty are to leave: the strength adapts to it. (Those "
+        "that prune have pruning.compression.) Default: none."
+    ),
 ]
 StrengthScale = Annotated[
     str | None,
@@ -111,6 +114,22 @@ def recipe_of(
         return build_recipe(given, read_recipe(file))
     name = str(given.get("penalty.name", "l1"))
     return build_recipe({**default_changes(name), **(defaults or {}), **given})
+
+
+def refuse_target(recipe: Recipe) -> None:
+    """Check that a recipe whose strength is searched does not adapt it.
+
+    Args:
+        recipe: the recipe.
+
+    Raises:
+        UserError: it does.
+    """
+    if recipe.penalty.target_compression is not None:
+        raise UserError(
+            f"penalty.target_compression={recipe.penalty.target_compression:g} adapts the strength that is searched "
+            "for here: leave it out, or use it with train or compare"
+        )
 
 
 def methods_of(text: str, known: Sequence[Method]) -> list[Method]:

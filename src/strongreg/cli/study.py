@@ -27,6 +27,7 @@ from strongreg.cli.options import (
     methods_of,
     new_directory,
     recipe_of,
+    refuse_target,
 )
 from strongreg.cli.packed import check_target
 from strongreg.experiments.console import ProbeLines, show_slow_choices, show_tolerances
@@ -102,6 +103,7 @@ def tolerance(
         epochs=epochs,
         device=device,
     )
+    refuse_target(built)
     directory = out or new_directory("tolerance")
     study = ToleranceStudy(built, chosen, range(seeds), directory, precision=precision, data_dir=data_dir)
     messages = Console(stderr=True)

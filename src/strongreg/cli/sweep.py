@@ -24,6 +24,7 @@ from strongreg.cli.options import (
     Threshold,
     new_directory,
     recipe_of,
+    refuse_target,
 )
 from strongreg.experiments.console import TrialLines, show_slow_choices, show_trials
 from strongreg.experiments.errors import StoppedError, UserError, check_known
@@ -113,6 +114,7 @@ def sweep(
         device=device,
         stop_when_dead=stop_when_dead,
     )
+    refuse_target(built)
     opened = Sweep(
         built,
         next(known for known in SWEPT if known == method),

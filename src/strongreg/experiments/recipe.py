@@ -114,7 +114,8 @@ class PenaltySection(_Section):
         if self.target_compression is not None:
             if self.refit_share == 0:
                 raise ValueError("target_compression needs a refit to adapt until: set refit_share, such as 0.5")
-            if self.mode != "proximal" or self.name == "l2":
+            is_l2 = self.name == "l2" or (self.name == "elastic_net" and self.l1_ratio == 0)
+            if self.mode != "proximal" or is_l2:
                 raise ValueError("target_compression needs exact zeros: mode proximal, and a penalty other than l2")
             if self.strength == 0:
                 raise ValueError("target_compression needs a strength above 0 to begin with")

@@ -60,7 +60,7 @@ def build_regularizers(
                 schedule=_schedule(recipe, method, num_steps),
                 mode=recipe.penalty.mode,
                 strength_scale=recipe.penalty.strength_scale,
-                target_compression=_target_compression(recipe, num_steps),
+                target_compression=_target_compression(recipe, method, num_steps),
                 history_every=history_every,
                 warn_of_collapse=False,  # strongreg diagnose says it, with more to go by
             )
@@ -127,13 +127,13 @@ def _schedule(recipe: Recipe, method: Method, num_steps: int) -> Schedule:
     return schedule
 
 
-def _target_compression(recipe: Recipe, num_steps: int) -> float | None:
+def _target_compression(recipe: Recipe, method: Method, num_steps: int) -> float | None:
     compression = recipe.penalty.target_compression
-    start = round(num_steps * (1 - recipe.penalty.refit_share))
-    if compression is not None and start < FEWEST_STEPS:
+    steps = round(num_steps * (1 - recipe.penalty.refit_share)) - _delay(recipe, method, num_steps)
+    if compression is not None and steps < FEWEST_STEPS:
         raise UserError(
-            f"target_compression={compression:g} needs {FEWEST_STEPS} steps or more before the refit, and this run has "
-            f"{start}: give it more epochs, or a smaller refit_share"
+            f"target_compression={compression:g} needs {FEWEST_STEPS} steps or more with a penalty before the refit, "
+            f"and this run has {max(0, steps)}: give it more epochs, or a smaller refit_share"
         )
     return compression
 
