@@ -37,7 +37,7 @@ def test_the_code_runs(code, tmp_path, monkeypatch):
         "strongreg": __import__("strongreg"),
         "model": model,
         "optimizer": optimizer,
-        "num_steps": 4,
+        "num_steps": 200 if "target_compression" in code else 4,  # too few steps to adapt in are an error
         "images": torch.randn(2, 1, 8, 8),
     }
     exec(code, names)
