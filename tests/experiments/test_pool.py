@@ -131,8 +131,16 @@ def test_a_broken_pool_is_the_same_error_wherever_it_shows():
 # ---------------------------------------------------------------------- signals of the parent
 
 
+@pytest.fixture
+def heard():
+    """Ctrl-C is heard: a suite in the background of a shell inherits that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_does_not_strike_while_the_locks_of_futures_are_held(monkeypatch, number):
+def test_an_interrupt_does_not_strike_while_the_locks_of_futures_are_held(monkeypatch, heard, number):
     """Such a lock would stay held, and the pool could not be left any more."""
     answered_late = []
 
@@ -142,7 +150,6 @@ def test_an_interrupt_does_not_strike_while_the_locks_of_futures_are_held(monkey
         answered_late.append(True)
         return set(), set()
 
-    before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(pool_module, "wait", interrupted)
 
     def work() -> None:
@@ -154,9 +161,10 @@ def test_an_interrupt_does_not_strike_while_the_locks_of_futures_are_held(monkey
     with pytest.raises(KeyboardInterrupt):
         work()
     assert answered_late == [True]
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is heard
 
 
+@pytest.mark.usefixtures("heard")
 def test_an_interrupt_after_the_last_wait_is_answered_at_the_end_of_the_block():
     passed = []
 
@@ -170,6 +178,7 @@ def test_an_interrupt_after_the_last_wait_is_answered_at_the_end_of_the_block():
     assert passed == [True]
 
 
+@pytest.mark.usefixtures("heard")
 def test_the_error_of_the_block_goes_before_an_interrupt():
     def work() -> None:
         with TaskPool(1):
