@@ -1,7 +1,7 @@
 """Strong regularization that deep networks endure: gradient-coherent penalties for any torch optimizer."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
+import typing
 
 from strongreg.gates import AlwaysOpen as AlwaysOpen
 from strongreg.gates import CoherenceGate as CoherenceGate
@@ -25,7 +25,7 @@ from strongreg.schedules import Schedule as Schedule
 from strongreg.summary import Summary as Summary
 from strongreg.summary import SummaryRow as SummaryRow
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from strongreg.compression import ExportedFile as ExportedFile
     from strongreg.compression import ExportError as ExportError
     from strongreg.compression import PackedContents as PackedContents
@@ -131,7 +131,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> typing.Any:
     for module, names in _LATER.items():
         if name in names:
             return getattr(importlib.import_module(module), name)
