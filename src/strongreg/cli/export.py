@@ -11,7 +11,7 @@ import torch
 import typer
 
 from strongreg.cli import trained
-from strongreg.cli.packed import check_target
+from strongreg.cli.output import check_target, writing
 from strongreg.compression import ExportedFile, ExportError, export_onnx, export_pt2
 from strongreg.experiments.errors import UserError
 
@@ -62,12 +62,11 @@ def export(
     written: list[ExportedFile] = []
     for target in filter(None, (onnx, pt2)):
         try:
-            if target == onnx:
-                written.append(export_onnx(network.model, images, target, opset=opset, dynamic_batch=dynamic))
-            else:
-                written.append(export_pt2(network.model, images, target, dynamic_batch=dynamic))
-        except OSError as error:
-            raise UserError(f"cannot write to {target}: {error.strerror or error}") from error
+            with writing(target):
+                if target == onnx:
+                    written.append(export_onnx(network.model, images, target, opset=opset, dynamic_batch=dynamic))
+                else:
+                    written.append(export_pt2(network.model, images, target, dynamic_batch=dynamic))
         except (ExportError, ImportError, ValueError) as error:
             raise UserError(str(error).replace("dynamic_batch=False", "fix it with --batch-size")) from error
     if as_json:

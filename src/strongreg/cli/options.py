@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -114,6 +115,18 @@ def recipe_of(
         return build_recipe(given, read_recipe(file))
     name = str(given.get("penalty.name", "l1"))
     return build_recipe({**default_changes(name), **(defaults or {}), **given})
+
+
+def most_workers(recipe: Recipe) -> int:
+    """How many processes train at a time where the user says nothing.
+
+    Args:
+        recipe: of the runs.
+
+    Returns:
+        The number of cores on the CPU, 1 elsewhere.
+    """
+    return (os.cpu_count() or 1) if recipe.training.device == "cpu" else 1
 
 
 def refuse_target(recipe: Recipe) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import save
 
+from strongreg.cli.output import target_of, tell, writing
 from strongreg.compression import PackedContents, PackedFileError, inspect_packed, load_packed, save_packed
 from strongreg.compression.packing.values import VALUES
-from strongreg.experiments.engine.record import PACKED_FILE, is_of_a_run
+from strongreg.experiments.engine.record import PACKED_FILE
 from strongreg.experiments.errors import UserError, check_known
 from strongreg.experiments.trained import read_weights, weights_file
 from strongreg.files import write_bytes
@@ -99,47 +99,6 @@ def unpack(
     tell(f"wrote {target}")
 
 
-def target_of(out: Path | None, source: Path, suffix: str) -> Path:
-    """Where to write, which is not where was read.
-
-    Args:
-        out: of --out.
-        source: the file that is read.
-        suffix: of the file beside it, where no other was asked for.
-
-    Returns:
-        The file to write.
-
-    Raises:
-        UserError: it is the one that is read, or as :func:`check_target`.
-    """
-    target = out or source.with_suffix(suffix)
-    if target == source or (target.exists() and source.exists() and target.samefile(source)):
-        raise UserError(f"{source} would be overwritten: choose another with --out")
-    check_target(target)
-    return target
-
-
-def check_target(file: Path, option: str = "--out") -> None:
-    """Check before the work that a file may be written.
-
-    Args:
-        file: to be written.
-        option: that names it.
-
-    Raises:
-        UserError: its directory does not exist, it is a directory itself, or it is a file that a run reads.
-    """
-    if file.is_dir():
-        raise UserError(f"cannot write to {file}: it is a directory; give a file with {option}")
-    if not file.parent.is_dir():
-        raise UserError(
-            f"cannot write to {file}: there is no directory {file.parent}; make it, or choose another {option}"
-        )
-    if is_of_a_run(file):
-        raise UserError(f"{file} is a file of the run in {file.parent}: choose another {option}")
-
-
 @contextlib.contextmanager
 def _reading(file: Path) -> Iterator[None]:
     try:
@@ -156,25 +115,6 @@ def _packed_remedy(file: Path) -> str:
     return f"give a packed file, such as {PACKED_FILE} of a finished run"
 
 
-@contextlib.contextmanager
-def writing(file: Path) -> Iterator[None]:
-    """What goes wrong while a file is written is an error of the user's.
-
-    Args:
-        file: which.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write to {file}: {error.strerror or error}") from error
-
-
 def _show(contents: PackedContents, *, as_json: bool) -> None:
     if not as_json:
         typer.echo(str(contents))
@@ -186,12 +126,3 @@ def _show(contents: PackedContents, *, as_json: bool) -> None:
     whole = {"file_bytes": contents.file_bytes, "dense_bytes": contents.dense_bytes}
     counts = {"num_elements": contents.num_elements, "num_nonzero": contents.num_nonzero}
     typer.echo(json.dumps({**whole, **counts, "tensors": tensors}, indent=2))
-
-
-def tell(message: str) -> None:
-    """Show a message on standard error.
-
-    Args:
-        message: one line.
-    """
-    Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -29,11 +28,13 @@ from strongreg.cli.options import (
     TargetCompression,
     Threshold,
     methods_of,
+    most_workers,
     new_directory,
     recipe_of,
 )
+from strongreg.cli.output import writing
 from strongreg.experiments.compare import Comparison
-from strongreg.experiments.console import ProgressBars, show_slow_choices, show_table
+from strongreg.experiments.console import ProgressBars, say, show_slow_choices, show_table
 from strongreg.experiments.engine.distributed import ALONE, World, joined
 from strongreg.experiments.errors import StoppedError, UserError, check_known
 from strongreg.experiments.pool import interruptible, stop_requests
@@ -205,12 +206,11 @@ def _check_alone(context: typer.Context, directory: Path) -> None:
 def _pooled(comparison: Comparison, workers: int | None) -> Callable[[ProgressBars], None]:
     """Trains in processes of our own."""
     num_missing = sum(job not in comparison.results for job in comparison.jobs)
-    if workers is None:
-        workers = (os.cpu_count() or 1) if comparison.recipe.training.device == "cpu" else 1
+    num_workers = min(workers or most_workers(comparison.recipe), num_missing)
 
     def train_all(bars: ProgressBars) -> None:
         with interruptible():
-            comparison.run(max(1, min(workers, num_missing)), 1, bars)
+            comparison.run(max(1, num_workers), 1, bars)
 
     return train_all
 
@@ -231,7 +231,7 @@ def _run(
         found = f"{num_kept} finished {'run' if num_kept == 1 else 'runs'} found in {out}, {num_missing} to train"
         if comparison.num_started:
             found += f", {comparison.num_started} of them from a checkpoint"
-        messages.print(found, markup=False, highlight=False, soft_wrap=True)
+        say(messages, found)
     missing = [job.method for job in comparison.jobs if job not in comparison.results]
     show_slow_choices(messages, comparison.recipe, missing)
     try:
@@ -246,9 +246,7 @@ def _run(
             interrupt,
         ) from None
     world.on_main(lambda: _conclude(comparison, Console(), as_json=as_json))
-    messages.print(
-        f"wrote {out / 'results.json'} and {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True
-    )
+    say(messages, f"wrote {out / 'results.json'} and {out / 'report.html'}")
 
 
 def _conclude(comparison: Comparison, console: Console, *, as_json: bool) -> None:
@@ -259,10 +257,8 @@ def _conclude(comparison: Comparison, console: Console, *, as_json: bool) -> Non
     from strongreg.experiments.report import write_report  # matplotlib is slow to import
 
     file = comparison.directory / "report.html"
-    try:
+    with writing(file):
         write_report(comparison, file)
-    except OSError as error:
-        raise UserError(f"cannot write to {file}: {error.strerror or error}") from error
     if as_json:
         typer.echo(json.dumps({"runs": [asdict(result) for result in results]}, indent=2))
         return

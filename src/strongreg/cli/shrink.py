@@ -13,7 +13,8 @@ import typer
 from torch import Tensor, nn
 
 from strongreg.cli import trained
-from strongreg.cli.packed import ValuesName, target_of, tell, writing
+from strongreg.cli.output import target_of, tell, writing
+from strongreg.cli.packed import ValuesName
 from strongreg.compression import ShrinkReport, load_packed, load_shrunk, save_packed, shrink_and_report
 from strongreg.compression.packing.values import VALUES
 from strongreg.experiments.errors import UserError, check_known

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -25,12 +24,13 @@ from strongreg.cli.options import (
     StrengthScale,
     Threshold,
     methods_of,
+    most_workers,
     new_directory,
     recipe_of,
     refuse_target,
 )
-from strongreg.cli.packed import check_target
-from strongreg.experiments.console import ProbeLines, show_slow_choices, show_tolerances
+from strongreg.cli.output import check_target, tell, writing
+from strongreg.experiments.console import ProbeLines, say, show_slow_choices, show_tolerances
 from strongreg.experiments.errors import StoppedError, UserError
 from strongreg.experiments.fate import diagnose_run, find_diagnosable, find_runs
 from strongreg.experiments.pool import interruptible
@@ -108,8 +108,7 @@ def tolerance(
     study = ToleranceStudy(built, chosen, range(seeds), directory, precision=precision, data_dir=data_dir)
     messages = Console(stderr=True)
     show_slow_choices(messages, study.recipe, ["dense", *chosen])
-    num_cores = (os.cpu_count() or 1) if study.recipe.training.device == "cpu" else 1
-    num_workers = workers or min(num_cores, len(chosen) * seeds)
+    num_workers = workers or min(most_workers(study.recipe), len(chosen) * seeds)
     try:
         with interruptible():
             levels = study.run(num_workers, ProbeLines(messages))
@@ -119,16 +118,13 @@ def tolerance(
     from strongreg.experiments.drawing import draw_tolerance  # matplotlib is slow to import
 
     drawing = directory / "tolerance.svg"
-    try:
+    with writing(drawing):
         write_bytes(drawing, draw_tolerance(study.probes, levels).encode())
-    except OSError as error:
-        raise UserError(f"cannot write to {drawing}: {error.strerror or error}") from error
     if as_json:
         typer.echo((directory / "tolerance.json").read_text(encoding="utf-8"), nl=False)
     else:
         show_tolerances(Console(), built, levels)
-    written = f"wrote {directory / 'tolerance.json'} and {drawing}"
-    messages.print(written, markup=False, highlight=False, soft_wrap=True)
+    say(messages, f"wrote {directory / 'tolerance.json'} and {drawing}")
 
 
 def diagnose(
@@ -141,7 +137,8 @@ def diagnose(
     """
     directories, left_out = find_diagnosable(run)
     verdicts = {directory: diagnose_run(directory) for directory in directories}
-    _tell(left_out)
+    for message in left_out:
+        tell(message)
     if as_json:
         content = {str(directory): asdict(verdict) for directory, verdict in verdicts.items()}
         typer.echo(json.dumps(content, indent=2))
@@ -161,18 +158,12 @@ def report(
     from strongreg.experiments.gallery import write_gallery  # matplotlib is slow to import
 
     directories = [found for directory in runs for found in find_runs(directory)]
-    try:
+    with writing(out):
         write_gallery(directories, out)
-    except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
     unfinished = dict.fromkeys(found for directory in runs for found in find_unfinished(directory))
-    _tell([*(f"left out: {describe_unfinished(directory)}" for directory in unfinished), f"wrote {out}"])
+    for directory in unfinished:
+        tell(f"left out: {describe_unfinished(directory)}")
+    tell(f"wrote {out}")
     if as_json:
         content = {"file": str(out), "runs": list(map(str, directories)), "left_out": list(map(str, unfinished))}
         typer.echo(json.dumps(content, indent=2))
-
-
-def _tell(messages: list[str]) -> None:
-    console = Console(stderr=True)
-    for message in messages:
-        console.print(message, markup=False, highlight=False, soft_wrap=True)

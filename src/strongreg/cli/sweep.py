@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -22,11 +21,13 @@ from strongreg.cli.options import (
     Strength,
     StrengthScale,
     Threshold,
+    most_workers,
     new_directory,
     recipe_of,
     refuse_target,
 )
-from strongreg.experiments.console import TrialLines, show_slow_choices, show_trials
+from strongreg.cli.output import writing
+from strongreg.experiments.console import TrialLines, say, show_slow_choices, show_trials
 from strongreg.experiments.errors import StoppedError, UserError, check_known
 from strongreg.experiments.pool import interruptible
 from strongreg.experiments.sweep import STUDY_NAME, SWEPT, Sweep
@@ -134,10 +135,10 @@ def sweep(
 def _run(sweep: Sweep, workers: int | None, max_loss: float, *, as_json: bool) -> None:
     messages, directory = Console(stderr=True), sweep.directory
     if kept := sweep.num_finished:
-        _say(messages, f"{kept} finished {'trial' if kept == 1 else 'trials'} found in {sweep.storage}")
+        say(messages, f"{kept} finished {'trial' if kept == 1 else 'trials'} found in {sweep.storage}")
     show_slow_choices(messages, sweep.recipe, [sweep.method])
-    num_cores = (os.cpu_count() or 1) if sweep.recipe.training.device == "cpu" else 1
-    num_workers = workers or max(1, min(num_cores, (sweep.num_trials - kept) * len(sweep.seeds)))
+    num_missing = (sweep.num_trials - kept) * len(sweep.seeds)
+    num_workers = workers or max(1, min(most_workers(sweep.recipe), num_missing))
     try:
         with interruptible():
             sweep.run(num_workers, TrialLines(messages, sweep.num_trials))
@@ -153,7 +154,7 @@ def _run(sweep: Sweep, workers: int | None, max_loss: float, *, as_json: bool) -
     _conclude(sweep, sweep.found, max_loss, None if as_json else Console())
     if as_json:
         typer.echo((directory / "sweep.json").read_text(encoding="utf-8"), nl=False)
-    _say(messages, f"wrote {directory / 'sweep.json'} and {directory / 'report.html'}")
+    say(messages, f"wrote {directory / 'sweep.json'} and {directory / 'report.html'}")
 
 
 def _conclude(sweep: Sweep, found: SearchResult, max_loss: float, console: Console | None) -> None:
@@ -163,23 +164,17 @@ def _conclude(sweep: Sweep, found: SearchResult, max_loss: float, console: Conso
     chosen = found.best(max_loss=max_loss) if found.front else None
     sweep.write(found, chosen)
     file = sweep.directory / "report.html"
-    try:
+    with writing(file):
         write_sweep_report(sweep, found, chosen, file)
-    except OSError as error:
-        raise UserError(f"cannot write to {file}: {error.strerror or error}") from error
     if console is None:
         return
     recipe = sweep.recipe
     title = f"{recipe.model.name} on {recipe.data.name}, {recipe.penalty.name}, {recipe.training.epochs} epochs"
     show_trials(console, title, found, chosen)
-    console.print(_choice(chosen, max_loss), markup=False, highlight=False, soft_wrap=True)
+    say(console, _choice(chosen, max_loss))
 
 
 def _choice(chosen: SearchTrial | None, max_loss: float) -> str:
     if chosen is None:
         return "Every trial died: sweep smaller strengths, by --lowest and --highest."
     return f"Chosen, the smallest at most {100 * max_loss:g} % below the best: --strength {chosen.strength:.6g}"
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -26,7 +26,7 @@ from strongreg.experiments.engine.record import (
     load_metrics,
     load_result,
 )
-from strongreg.experiments.errors import UserError
+from strongreg.experiments.errors import CHOOSE_OUT, UserError, cannot_write
 from strongreg.experiments.files import read_json, write_json
 from strongreg.experiments.pool import Task, TaskPool, recipe_data
 from strongreg.experiments.recipe import METHODS, Method, Recipe, build_recipe, show_recipe
@@ -172,7 +172,7 @@ class Comparison:
                     raise
             self._write_results()
         except OSError as error:
-            raise _cannot_write(self.directory, error) from error
+            raise cannot_write(self.directory, error, CHOOSE_OUT) from error
 
     def _train(self, pool: TaskPool, directories: dict[Path, Job], listener: Listener) -> None:
         pending = {
@@ -211,7 +211,7 @@ class Comparison:
         except RunStoppedError:
             raise KeyboardInterrupt from None
         except OSError as error:
-            raise _cannot_write(self.directory, error) from error
+            raise cannot_write(self.directory, error, CHOOSE_OUT) from error
 
     def _train_together(self, job: Job, world: World, listener: Listener, should_stop: Callable[[], bool]) -> RunResult:
         recipe = self.recipe.for_method(job.method)
@@ -290,7 +290,7 @@ class Comparison:
             write_json(config_file, {"config": shared, "versions": _versions()})
             write_bytes(self.directory / "recipe.toml", show_recipe(self.recipe).encode())
         except OSError as error:
-            raise _cannot_write(self.directory, error) from error
+            raise cannot_write(self.directory, error, CHOOSE_OUT) from error
 
     def _finished(self) -> dict[Job, RunResult]:
         """Every finished run of the directory, those that were not asked for this time too."""
@@ -327,10 +327,6 @@ def _job(folder: Path) -> Job:
         if method == name and seed.isdigit():
             return Job(method, int(seed))
     raise UserError(f"{folder} is not the folder of a run: remove it")
-
-
-def _cannot_write(directory: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write to {directory}: {error.strerror or error}; choose another --out")
 
 
 def _versions() -> dict[str, str]:

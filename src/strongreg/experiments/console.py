@@ -109,6 +109,16 @@ class ProgressBars:
         )
 
 
+def say(console: Console, line: str) -> None:
+    """Print a line as it is, however long.
+
+    Args:
+        console: where to print.
+        line: its text.
+    """
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def show_slow_choices(console: Console, recipe: Recipe, methods: Iterable[Method]) -> None:
     """Say before runs begin what makes them slow.
 
@@ -118,7 +128,7 @@ def show_slow_choices(console: Console, recipe: Recipe, methods: Iterable[Method
         methods: those that are trained.
     """
     for line in slow_choices(recipe, methods):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
 
 
 def show_table(console: Console, title: str, summaries: list[MethodSummary], note: str = "") -> None:
@@ -240,11 +250,14 @@ class TrialLines:
             num_finished: how many of the sweep are finished.
         """
         outcome = "died" if trial.is_dead else f"accuracy {trial.accuracy:.1%}, {_short(trial.compression)}x smaller"
-        self._say(f"[{num_finished}/{self._num_trials}] trial {trial.number}, strength {trial.strength:.4g}: {outcome}")
+        say(
+            self._console,
+            f"[{num_finished}/{self._num_trials}] trial {trial.number}, strength {trial.strength:.4g}: {outcome}",
+        )
 
     def on_death(self) -> None:
         """Say that a process died."""
-        self._say("a training process died: its run goes on from its last checkpoint in a new one")
+        say(self._console, "a training process died: its run goes on from its last checkpoint in a new one")
 
     def on_wait(self, hosts: Sequence[str]) -> None:
         """Say why nothing happens.
@@ -252,14 +265,14 @@ class TrialLines:
         Args:
             hosts: machines that train what is left.
         """
-        self._say(f"the trials that are left are being trained by other commands on {', '.join(hosts)}: waiting")
+        say(
+            self._console,
+            f"the trials that are left are being trained by other commands on {', '.join(hosts)}: waiting",
+        )
 
     def on_stop(self) -> None:
         """Say that the interrupt was heard."""
-        self._say("interrupting: the runs under way save their checkpoints")
-
-    def _say(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(self._console, "interrupting: the runs under way save their checkpoints")
 
 
 def show_trials(console: Console, title: str, found: SearchResult, chosen: SearchTrial | None) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
+CHOOSE_OUT = "choose another --out"
 _EXIT_SIGNAL = 128  # and the signal's number, as a shell reports it
 
 
@@ -39,6 +41,20 @@ class StoppedError(UserError):
         super().__init__(text)
         if isinstance(interrupt, Terminated):
             self.exit_code = _EXIT_SIGNAL + interrupt.signal_number
+
+
+def cannot_write(path: Path, error: OSError, remedy: str = "") -> UserError:
+    """The error of a file or directory that cannot be written.
+
+    Args:
+        path: which.
+        error: of the system.
+        remedy: what to do, for the end of the message; nothing where the user has just named the file.
+
+    Returns:
+        The error to raise.
+    """
+    return UserError(f"cannot write to {path}: {error.strerror or error}{remedy and f'; {remedy}'}")
 
 
 def check_known(kind: str, name: str, known: Iterable[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +47,15 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
         ValueError: the content holds NaN or infinity, which JSON does not know.
     """
     write_bytes(file, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def finite_only(entries: dict[str, Any]) -> dict[str, Any]:
+    """Entries as JSON can hold them, which knows neither infinity nor NaN.
+
+    Args:
+        entries: name to plain data.
+
+    Returns:
+        The same with None for such a number.
+    """
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entries.items()}

@@ -24,8 +24,8 @@ from typing import Any, Protocol
 from strongreg.diagnosis.record import is_above_chance
 from strongreg.experiments.engine import RunResult
 from strongreg.experiments.engine.record import RESULT_FILE, load_result
-from strongreg.experiments.errors import UserError
-from strongreg.experiments.files import read_json, write_json
+from strongreg.experiments.errors import CHOOSE_OUT, UserError, cannot_write
+from strongreg.experiments.files import finite_only, read_json, write_json
 from strongreg.experiments.pool import ProcessDiedError, Task, TaskPool
 from strongreg.experiments.recipe import Method, Recipe, build_recipe
 from strongreg.experiments.runnable import check_runnable, holding_out, on_a_real_device, outcome
@@ -136,7 +136,7 @@ class Sweep:
         except ImportError as error:
             raise UserError(str(error)) from error
         except OSError as error:
-            raise _cannot_write(directory, error) from error
+            raise cannot_write(directory, error, CHOOSE_OUT) from error
         self.storage, self.study_name = opened.shown, study_name
 
     def _config(self) -> dict[str, Any]:
@@ -187,7 +187,7 @@ class Sweep:
             with _as_user_errors():
                 self._train_all(workers, listener)
         except OSError as error:
-            raise _cannot_write(self.directory, error) from error
+            raise cannot_write(self.directory, error, CHOOSE_OUT) from error
         finally:
             self._give_back()
 
@@ -319,14 +319,14 @@ class Sweep:
             "storage": self.storage,
             "config": self._config(),
             "num_trials": self.num_trials,
-            "trials": [{k: _or_none(v) for k, v in asdict(trial).items()} for trial in found.trials],
+            "trials": [finite_only(asdict(trial)) for trial in found.trials],
             "front": [trial.number for trial in found.front],
             "chosen": None if chosen is None else chosen.number,
         }
         try:
             write_json(self.directory / FILE, content)
         except OSError as error:
-            raise _cannot_write(self.directory, error) from error
+            raise cannot_write(self.directory, error, CHOOSE_OUT) from error
         return content
 
 
@@ -380,15 +380,6 @@ def _ending_dead_runs(recipe: Recipe) -> Recipe:
     if recipe.training.stop_when_dead > 0:
         return recipe
     return build_recipe({"training.stop_when_dead": _STOP_WHEN_DEAD}, recipe.model_dump())
-
-
-def _or_none(value: Any) -> Any:
-    """JSON knows neither infinity nor NaN."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _cannot_write(directory: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write to {directory}: {error.strerror or error}; choose another --out")
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from strongreg.experiments.engine import EpochMetrics, RunResult
 from strongreg.experiments.engine.record import RESULT_FILE, load_result
-from strongreg.experiments.errors import UserError
-from strongreg.experiments.files import read_json, write_json
+from strongreg.experiments.errors import CHOOSE_OUT, UserError, cannot_write
+from strongreg.experiments.files import finite_only, read_json, write_json
 from strongreg.experiments.pool import Task, TaskPool
 from strongreg.experiments.recipe import Method, Recipe, build_recipe
 from strongreg.experiments.runnable import check_runnable, holding_out, on_a_real_device, outcome
@@ -178,7 +178,7 @@ class ToleranceStudy:
             directory.mkdir(parents=True, exist_ok=True)
             self._check_recipe()
         except OSError as error:
-            raise UserError(f"cannot write to {directory}: {error.strerror or error}; choose another --out") from error
+            raise cannot_write(directory, error, CHOOSE_OUT) from error
 
     def _check_recipe(self) -> None:
         file, shared = self.directory / "recipe.json", self.recipe.model_dump(mode="json")
@@ -222,8 +222,7 @@ class ToleranceStudy:
             tolerances = [self._tolerance(method) for method in self.methods]
             self._write(tolerances)
         except OSError as error:
-            text = f"cannot write to {self.directory}: {error.strerror or error}; choose another --out"
-            raise UserError(text) from error
+            raise cannot_write(self.directory, error, CHOOSE_OUT) from error
         return tolerances
 
     def _advance(self, probe: Probe) -> bool:
@@ -283,16 +282,11 @@ class ToleranceStudy:
 
     def _write(self, tolerances: list[Tolerance]) -> None:
         content = {
-            "tolerance": [{k: _or_none(v) for k, v in asdict(t).items()} for t in tolerances],
+            "tolerance": [finite_only(asdict(t)) for t in tolerances],
             "probes": [asdict(p) for p in sorted(self.probes, key=lambda p: (p.method, p.strength))],
             "dense": [asdict(r) for r in self.dense],
         }
         write_json(self.directory / "tolerance.json", content)
-
-
-def _or_none(value: Any) -> Any:
-    """JSON knows neither infinity nor NaN."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _accuracy(result: RunResult) -> float:
