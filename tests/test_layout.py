@@ -23,7 +23,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 _ORDER = (
     ("attachment", "compression", "decision", "optimizers", "summary"),
     ("collapse", "counts", "pull"),
-    ("refit", "steering"),
+    ("refit", "strength_control"),
     ("checkpoint",),
     ("regularizer",),
     ("__init__", "diagnosis", "integrations"),

@@ -13,7 +13,7 @@ from strongreg.history import History
 from strongreg.hyperparameters import describe, restore
 from strongreg.refit import ZeroMasks
 from strongreg.settings import Settings
-from strongreg.steering import StrengthControl, build_control
+from strongreg.strength_control import StrengthControl, build_control
 from strongreg.warning import warn
 
 _VERSION = 1

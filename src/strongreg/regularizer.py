@@ -38,7 +38,7 @@ from strongreg.refit import ZeroMasks
 from strongreg.scalars import as_scalars, as_tensor, namespace, per_tensor
 from strongreg.schedules import Constant, Schedule
 from strongreg.settings import CoherenceOf, Mode, Settings, StrengthScale
-from strongreg.steering import build_control
+from strongreg.strength_control import build_control
 from strongreg.summary import Summary
 
 _NONFINITE_CHECK_STEPS = 256

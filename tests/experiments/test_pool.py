@@ -165,6 +165,27 @@ def test_an_interrupt_does_not_strike_while_the_locks_of_futures_are_held(monkey
 
 
 @pytest.mark.usefixtures("heard")
+def test_a_signal_to_the_whole_group_is_an_interrupt_and_not_the_death_of_a_process(monkeypatch):
+    """The processes may be gone before the parent has answered."""
+
+    def killed(*_: object, **__: object) -> tuple[set[Future], set[Future]]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        dead: Future = Future()
+        dead.set_exception(BrokenProcessPool("terminated"))
+        return {dead}, set()
+
+    monkeypatch.setattr(pool_module, "wait", killed)
+
+    def work() -> None:
+        with interruptible(), TaskPool(1) as pool:
+            pool.wait([])
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+
+
+@pytest.mark.usefixtures("heard")
 def test_an_interrupt_after_the_last_wait_is_answered_at_the_end_of_the_block():
     passed = []
 

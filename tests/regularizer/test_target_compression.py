@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import io
@@ -26,10 +27,10 @@ from strongreg import (
     Refit,
     Regularizer,
     SparseGroup,
-    steering,
+    strength_control,
 )
 from strongreg.counts import StepCounts
-from strongreg.steering import CompressionControl
+from strongreg.strength_control import CompressionControl
 
 BATCH_SIZE, STEPS_PER_EPOCH = 64, 22
 
@@ -110,14 +111,23 @@ def test_from_any_strength(strength):
         (L1(1e-3), {"strength_scale": "inverse_std"}),
         (L1(1e-3), {"gate": CoherenceGate(0.7, scope="layer")}),
         (L1(1e-3), {"gate": AlwaysOpen()}),
-        (L1(1e-2), {"optimizer": "adamw", "gate": CoherenceGate(0.0), "epochs": 40}),
     ],
-    ids=["mcp", "sparse-group", "inverse-std", "layer", "always", "adamw"],
+    ids=["mcp", "sparse-group", "inverse-std", "layer", "always"],
 )
 def test_with_other_penalties_gates_and_optimizers(penalty, options):
     run = _Run(penalty, 10, **{"epochs": 24, **options}).train()
     assert run.compression == pytest.approx(10, rel=0.05)
     assert run.accuracy > 0.9
+
+
+@pytest.mark.parametrize(("threshold", "reached"), [(0.7, 2.06), (0.3, 5.2), (0.0, 10.0)])
+def test_with_adam_the_threshold_limits_what_is_reached(threshold, reached):
+    """The figures of docs/theory.md."""
+    run = _Run(L1(1e-2), 10, epochs=40, optimizer="adamw", gate=CoherenceGate(threshold))
+    with pytest.warns(UserWarning, match="lower the gate's threshold") if threshold > 0 else contextlib.nullcontext():
+        run.train()
+    assert run.compression == pytest.approx(reached, rel=0.3 if threshold > 0 else 0.05)
+    assert run.accuracy > 0.95
 
 
 def test_the_last_step_before_the_refit_leaves_exactly_so_many():
@@ -235,7 +245,7 @@ def test_the_nearest_number_of_groups_is_taken():
 
 def test_a_captured_step_is_an_error_at_once(monkeypatch):
     run = _Run(L1(1e-3), 10, schedule=Refit(10_000))
-    monkeypatch.setattr(steering, "is_captured", lambda _: True)
+    monkeypatch.setattr(strength_control, "is_captured", lambda _: True)
     with pytest.raises(RuntimeError, match="CUDA graph"):
         run.train(until=1)
     assert run.factors == []

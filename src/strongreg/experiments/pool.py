@@ -123,10 +123,10 @@ class TaskPool:
             self._pool.shutdown(cancel_futures=True)
         finally:
             self._signals.end()
+        if error is None or isinstance(error, BrokenProcessPool):
+            self._signals.answer()
         if isinstance(error, BrokenProcessPool):  # of a submit, or of an outcome that nobody waited for
             raise _process_died() from error
-        if error is None:
-            self._signals.answer()
 
     def submit(self, task: Task) -> Future[RunResult | None]:
         """Train a run when a process is free.
@@ -166,12 +166,11 @@ class TaskPool:
         with contextlib.suppress(queue.Empty):
             while True:
                 on_epoch(*self._epochs.get_nowait())
-        for future in done:
-            if isinstance(future.exception(), BrokenProcessPool):
-                raise _process_died() from future.exception()
+        broken = next((e for future in done if isinstance(e := future.exception(), BrokenProcessPool)), None)
         # the executor notices the death of a process that it started last only at its next event
-        if any(process.exitcode is not None for process in self._processes):
-            raise _process_died()
+        if broken is not None or any(process.exitcode is not None for process in self._processes):
+            self._signals.answer()  # what ends the processes may have been meant for all
+            raise _process_died() from broken
         return done
 
 

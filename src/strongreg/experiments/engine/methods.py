@@ -13,7 +13,7 @@ from strongreg.groups import select_targets
 from strongreg.penalties import L1
 from strongreg.regularizer import Regularizer
 from strongreg.schedules import Constant, CosineRamp, Refit, Schedule
-from strongreg.steering import FEWEST_STEPS
+from strongreg.strength_control import FEWEST_STEPS
 
 _SELDOM = 10
 REGULARIZED: tuple[Method, ...] = ("always", "delayed", "coherent")
