@@ -206,6 +206,21 @@ def test_the_command_stops_with_torchrun_and_goes_on_bit_for_bit(tmp_path, whole
     assert sorted(p.name for p in (tmp_path / RUN).iterdir()) == sorted([*FILES, "result.json"])
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of child processes")
+@pytest.mark.parametrize("killed", [0, 1])
+def test_torchrun_restarts_the_command_after_a_killed_process_and_it_goes_on_bit_for_bit(tmp_path, whole, killed):
+    process = _begun([*TORCHRUN, "--max-restarts", "1", *COMMAND[len(TORCHRUN) :]], tmp_path, num_epochs=12)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[killed]), signal.SIGKILL)
+    _, messages = process.communicate(timeout=120)
+    assert process.returncode == 0, messages
+    assert "1 of them from a checkpoint" in messages
+    assert "Traceback" not in messages
+    for file in FILES:
+        assert (whole / RUN / file).read_bytes() == (tmp_path / RUN / file).read_bytes()
+
+
 def _launched(monkeypatch, rank: int, size: int = 2) -> None:
     for name, value in {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank}.items():
         monkeypatch.setenv(name, str(value))

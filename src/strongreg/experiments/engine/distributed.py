@@ -14,8 +14,10 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from strongreg.experiments.engine.rendezvous import own_store
 from strongreg.experiments.errors import UserError
 
 Result = TypeVar("Result")
@@ -336,7 +338,7 @@ def joined() -> Iterator[World]:
         the first process.
 
     Raises:
-        UserError: this build of torch cannot train in several processes.
+        UserError: this build of torch cannot train in several processes, the others did not come, or one has ended.
     """
     launch = Launch.read()
     if launch.size == 1:
@@ -344,7 +346,13 @@ def joined() -> Iterator[World]:
         return
     if not (dist.is_available() and dist.is_gloo_available()):
         raise UserError("this build of torch cannot train in several processes: start without torchrun")
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    store, rank, size = next(rendezvous("env://"))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=own_store(store, rank, size),
+        rank=rank,
+        world_size=size,
+    )
     global _has_joined
     _has_joined = True
     try:
@@ -352,6 +360,10 @@ def joined() -> Iterator[World]:
             if launch.rank > 0:
                 warnings.simplefilter("ignore")
             yield ProcessGroup(launch.rank, launch.size, launch.local_rank)
+    except RuntimeError as error:
+        if "by peer" not in str(error):  # as gloo says that a connection was closed or reset
+            raise
+        raise UserError("another process of torchrun has ended: see what it or the kernel says") from error
     finally:
         dist.destroy_process_group()
 
