@@ -5,7 +5,7 @@
 
 plain_cnn on digits with the default recipe, lenet300 on Fashion-MNIST for 20 epochs: coherent with each target, and
 dense. Writes OUT/<data>-<target>/ (as `strongreg compare` does; opened again it goes on where it stopped), and
-target-compression.json in RESULTS: one entry per run.
+target-compression.json in RESULTS: one entry per run; those of data that are not asked for stay.
 """
 
 from __future__ import annotations
@@ -56,6 +56,9 @@ def main() -> int:
         return 2
     arguments.results.mkdir(parents=True, exist_ok=True)
     file = arguments.results / "target-compression.json"
+    others = [] if not file.exists() else json.loads(file.read_text(encoding="utf-8"))["runs"]
+    entries += [entry for entry in others if entry["data"] not in arguments.data]
+    entries.sort(key=lambda entry: list(_RECIPES).index(entry["data"]))
     file.write_text(json.dumps({"runs": entries}, indent=2) + "\n", encoding="utf-8")
     return 0
 
