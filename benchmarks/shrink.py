@@ -77,7 +77,9 @@ def measure(
     directory = folder / f"{case}-coherent-seed{seed}"
     large = trained(recipe, "coherent", seed, data, directory)
     images = data.normalize(data.test.images[: max(BATCH_SIZES)])
-    accuracies = {name: evaluate(x, data.test, data.normalize) for name, x in (("dense", dense), ("coherent", large))}
+    accuracies = {
+        name: evaluate(x, data.test, data.normalize).accuracy for name, x in (("dense", dense), ("coherent", large))
+    }
     passes_of_dense = passes(dense, images)
     rows = []
     for round_to in ROUND_TO:
@@ -95,7 +97,7 @@ def measure(
                 "case": case,
                 "seed": seed,
                 "round_to": round_to,
-                "accuracy": {**accuracies, "shrunk": evaluate(small, data.test, data.normalize)},
+                "accuracy": {**accuracies, "shrunk": evaluate(small, data.test, data.normalize).accuracy},
                 "num_parameters": report.num_parameters,
                 "flops": report.flops,
                 "speedup": speedup,

@@ -86,7 +86,7 @@ def train(data: ImageData, strength: float, seed: int) -> dict[str, Any]:
         "model": recipe.model.name,
         "strength": strength,
         "seed": seed,
-        "accuracy": evaluate(model, data.test, data.normalize),
+        "accuracy": evaluate(model, data.test, data.normalize).accuracy,
         "compression": _compression(weights),
         "train_seconds": time.perf_counter() - started,
     }

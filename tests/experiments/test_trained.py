@@ -50,7 +50,7 @@ def test_from_the_directory_of_a_run_or_of_its_comparison(run, network, tmp_path
     for directory in (run, tmp_path / "out"):
         found = load_trained(directory)
         assert same(found, network)
-        assert found.image_shape == (3, 32, 32)
+        assert found.input_shape == (3, 32, 32)
         assert found.weights == run / "weights.safetensors"
 
 
@@ -124,7 +124,7 @@ def test_smaller_weights_of_another_network_are_one_clear_error(run, network, tm
         (
             12,
             (3, 32, 32),
-            r"'classifier.7.weight' is \(10, 512\) there, \(12, 512\) here; .* returns shape \(2, 10\) for 2 images",
+            r"'classifier.7.weight' is \(10, 512\) there, \(12, 512\) here; .* returns shape \(2, 10\) for 2 inputs",
         ),
         (
             10,
@@ -160,7 +160,7 @@ def test_what_is_said_wins_over_the_recipe(run):
     save_file(other.state_dict(), run / "weights.safetensors")
     found = load_trained(run, model="lenet300", image_shape=(1, 28, 28), num_classes=7)
     assert same(found, other)
-    assert found.image_shape == (1, 28, 28)
+    assert found.input_shape == (1, 28, 28)
 
 
 def test_a_recipe_of_unknown_data_needs_shape_and_classes(run):

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from strongreg.cli import trained
@@ -56,17 +55,16 @@ def export(
     network = trained.load(source, weights, recipe, model, image_shape, num_classes)
     if network.weights in (onnx, pt2):
         raise UserError(f"{network.weights} would be overwritten: choose another file")
-    shape = (batch_size or _BATCH_SIZE, *network.image_shape)
-    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    inputs = network.example(batch_size or _BATCH_SIZE)
     dynamic = batch_size is None
     written: list[ExportedFile] = []
     for target in filter(None, (onnx, pt2)):
         try:
             with writing(target):
                 if target == onnx:
-                    written.append(export_onnx(network.model, images, target, opset=opset, dynamic_batch=dynamic))
+                    written.append(export_onnx(network.model, inputs, target, opset=opset, dynamic_batch=dynamic))
                 else:
-                    written.append(export_pt2(network.model, images, target, dynamic_batch=dynamic))
+                    written.append(export_pt2(network.model, inputs, target, dynamic_batch=dynamic))
         except (ExportError, ImportError, ValueError) as error:
             raise UserError(str(error).replace("dynamic_batch=False", "fix it with --batch-size")) from error
     if as_json:

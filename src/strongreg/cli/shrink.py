@@ -55,9 +55,9 @@ def shrink(
     check_known("values", values, VALUES)
     network = trained.load(source, weights, recipe, model, image_shape, num_classes)
     target = target_of(out, network.weights, ".small.packed")
-    images = torch.randn((_BATCH_SIZE, *network.image_shape), generator=torch.Generator().manual_seed(0))
+    inputs = network.example(_BATCH_SIZE)
     try:
-        small, report = shrink_and_report(network.model, images, round_to=round_to)
+        small, report = shrink_and_report(network.model, inputs, round_to=round_to)
         again = _again(network.model, small)
         with writing(target):
             contents = save_packed(small, target, values)  # type: ignore[arg-type]
@@ -72,7 +72,7 @@ def shrink(
         flops_per_image=(report.flops[0] // _BATCH_SIZE, report.flops[1] // _BATCH_SIZE),
         dense_bytes=(_dense_bytes(network.model), _dense_bytes(small)),
         file_bytes=(network.weights.stat().st_size, contents.file_bytes),
-        difference=_difference(network.model, again, images),
+        difference=_difference(network.model, again, inputs),
     )
     if as_json:
         removed = {"shrunk": [asdict(x) for x in report.shrunk], "left": [asdict(x) for x in report.left]}

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from strongreg.experiments.data import InputShape
 from strongreg.experiments.errors import UserError
-from strongreg.experiments.models import ImageShape
 from strongreg.experiments.trained import Trained, load_trained
 
 Source = Annotated[Path, typer.Argument(help="Directory of a run, or a packed or safetensors file.")]
@@ -21,7 +21,10 @@ Recipe = Annotated[
 Model = Annotated[
     str | None, typer.Option(help="Network, or package.module:factory. Default: the recipe's.", metavar="NAME")
 ]
-Shape = Annotated[str | None, typer.Option(help="What it takes. Default: that of the recipe's data.", metavar="C,H,W")]
+Shape = Annotated[
+    str | None,
+    typer.Option(help="What it takes; of a text the bytes. Default: that of the recipe's data.", metavar="C,H,W"),
+]
 NumClasses = Annotated[int | None, typer.Option(help="Its outputs. Default: the classes of the recipe's data.", min=1)]
 
 
@@ -53,11 +56,11 @@ def load(
     return load_trained(source, weights=weights, recipe=recipe, model=model, image_shape=shape, num_classes=num_classes)
 
 
-def _image_shape(text: str) -> ImageShape:
+def _image_shape(text: str) -> InputShape:
     try:
-        channels, height, width = (int(part) for part in text.split(","))
+        sizes = tuple(int(part) for part in text.split(","))
     except ValueError:
-        channels = height = width = 0
-    if min(channels, height, width) < 1:
-        raise UserError(f"--image-shape {text!r}: write channels,height,width, such as 3,32,32")
-    return channels, height, width
+        sizes = ()
+    if len(sizes) not in (1, 3) or min(sizes) < 1:
+        raise UserError(f"--image-shape {text!r}: write channels,height,width, such as 3,32,32; for text the bytes")
+    return sizes

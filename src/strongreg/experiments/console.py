@@ -24,7 +24,7 @@ from strongreg.experiments.engine.record import PACKED_FILE
 from strongreg.experiments.recipe import Method, Recipe
 from strongreg.experiments.runnable import slow_choices
 from strongreg.experiments.sweep_table import TRIAL_HEADER, TRIAL_NOTE, trial_cells
-from strongreg.experiments.table import HEADER, MethodSummary, byte_cells, cells
+from strongreg.experiments.table import MethodSummary, byte_cells, show_rows
 from strongreg.experiments.tolerance import Probe, Tolerance
 from strongreg.sweeps import SearchResult, SearchTrial
 
@@ -100,9 +100,10 @@ class ProgressBars:
         if job in self._bars:
             self._progress.remove_task(self._bars.pop(job))
         smaller = "nothing left" if result.compression is None else f"{result.compression:.1f}x smaller"
+        loss = f"loss {result.loss:.3f}, " if result.task == "language" and result.loss is not None else ""
         self._console.print(
             f"[{self._num_done}/{self._num_jobs}] {job.method}, seed {job.seed}: accuracy "
-            f"{result.accuracy:.1%}, {smaller}, "
+            f"{result.accuracy:.1%}, {loss}{smaller}, "
             f"{result.train_seconds:.0f} s",
             highlight=False,
             markup=False,
@@ -140,11 +141,14 @@ def show_table(console: Console, title: str, summaries: list[MethodSummary], not
         summaries: the methods.
         note: what else is to be known of the runs, below the table; empty for nothing.
     """
-    table = _table(title, HEADER)
-    for summary in summaries:
-        table.add_row(*cells(summary), style="red" if summary.num_alive == 0 else None)
+    header, rows = show_rows(summaries)
+    table = _table(title, header)
+    for summary, row in zip(summaries, rows, strict=True):
+        table.add_row(*row, style="red" if summary.num_alive == 0 else None)
     console.print(table)
     lines = [note] if note else []
+    if any(summary.loss_mean is not None for summary in summaries):
+        lines.append("Loss: cross-entropy on the test text, in nats per byte; accuracy: of the byte that follows.")
     lines.append("Times smaller: penalized weights / those that are not 0.")
     with_files = [summary for summary in summaries if summary.byte_ratio_range is not None]
     if with_files:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from strongreg.experiments.data import ImageData, load_data
+from strongreg.experiments.data import Data, TextData, load_data
 from strongreg.experiments.engine import EpochMetrics, RunResult, RunStoppedError, train
 from strongreg.experiments.errors import Terminated, UserError
 from strongreg.experiments.recipe import Method, Recipe
@@ -182,23 +182,34 @@ def _process_died() -> ProcessDiedError:
     return ProcessDiedError("a training process died (out of memory?): try fewer --workers; finished runs are kept")
 
 
-def recipe_data(recipe: Recipe, data_dir: Path | None) -> ImageData:
-    """The images of a recipe.
+def recipe_data(recipe: Recipe, data_dir: Path | None) -> Data:
+    """The data of a recipe.
 
     Args:
         recipe: any recipe.
         data_dir: where the data sets lie; None for the usual places.
 
     Returns:
-        Training, validation and test images.
+        Training, validation and test examples.
 
     Raises:
-        UserError: they cannot be read.
+        UserError: they cannot be read, or something of the recipe is for images and they are text.
     """
     section = recipe.data
-    return load_data(
-        section.name, data_dir=data_dir, validation_share=section.validation_share, num_train=section.num_train
+    data = load_data(
+        section.name,
+        data_dir=data_dir,
+        validation_share=section.validation_share,
+        num_train=section.num_train,
+        context=section.context,
     )
+    if isinstance(data, TextData):
+        for_images = {f"data.{key}": getattr(section, key) for key in ("crop_padding", "flip", "cutout")}
+        for_images["training.channels_last"] = recipe.training.channels_last
+        for key, value in for_images.items():
+            if value:
+                raise UserError(f"{key}={value} is for images, and {section.name} is a text: leave it out")
+    return data
 
 
 @contextlib.contextmanager

@@ -37,6 +37,9 @@ _OPTIONS_OF_PENALTIES = {
 
 Share = Annotated[float, Field(ge=0, le=1)]
 _MOST_PIXELS = 1_000
+_MOST_CONTEXT = 100_000
+_MOST_WIDTH = 65_536
+_MOST_DEPTH = 1_000
 _MOST_IMAGES = 1_000_000_000
 
 
@@ -53,14 +56,18 @@ class _Section(BaseModel):
 
 
 class DataSection(_Section):
-    """The images."""
+    """The images, or the text."""
 
     name: str = "digits"
-    """Data set (digits, mnist, fashion_mnist, cifar10, cifar100, svhn) or a folder with a folder per class."""
+    """Data set (digits, mnist, fashion_mnist, cifar10, cifar100, svhn) or a folder with a folder per class; or a text
+    (python_stdlib, tiny_shakespeare) or a file of text."""
     num_train: int | None = Field(None, ge=1)
-    """Train on a fixed subset of this many images, balanced over the classes; all by default."""
+    """Train on a fixed subset of this many images, balanced over the classes, or on this many passages of a text, the
+    first; all by default."""
+    context: int | None = Field(None, ge=1, le=_MOST_CONTEXT)
+    """Text: bytes that the network sees at a time, 128 by default."""
     validation_share: float = Field(0.0, ge=0, lt=1)
-    """Share of the training images that is held out for choices; the test images are for the end."""
+    """Share of the training images or text that is held out for choices; the test images or text are for the end."""
     crop_padding: int = Field(0, ge=0, le=_MOST_PIXELS)
     """Pixels of zeros around an image before a random crop of its size; 0 for no crops."""
     flip: bool = False
@@ -77,7 +84,13 @@ class ModelSection(_Section):
     norm: Literal["none", "batch"] | None = None
     """Normalization, for networks that leave the choice."""
     dropout: float | None = Field(None, ge=0, lt=1)
-    """Dropout in the classifier, for networks that have it."""
+    """Dropout: in the classifier, for networks that have it; in every block of a decoder."""
+    width: int | None = Field(None, ge=1, le=_MOST_WIDTH)
+    """Dimensions of a decoder's tokens."""
+    depth: int | None = Field(None, ge=1, le=_MOST_DEPTH)
+    """Blocks of a decoder."""
+    tied: bool | None = None
+    """Whether a decoder's last layer is its embedding."""
 
 
 class PenaltySection(_Section):
@@ -172,9 +185,9 @@ class TrainingSection(_Section):
     """How long, and on what."""
 
     epochs: int = Field(100, ge=1, le=1_000_000)
-    """Passes over the training images."""
+    """Passes over the training data."""
     batch_size: int = Field(64, ge=1, le=_MOST_IMAGES)
-    """Images per optimizer step."""
+    """Images or passages per optimizer step."""
     accumulate: int = Field(1, ge=1, le=_MOST_IMAGES)
     """Parts that a batch is cut into, to fit into memory; their gradients add up to the batch's. But batch
     normalization sees the parts: with it this is not the large batch."""

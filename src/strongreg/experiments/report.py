@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,11 @@ from matplotlib.figure import Figure
 
 import strongreg
 from strongreg.experiments.compare import Comparison, Job
+from strongreg.experiments.data.text import is_text
 from strongreg.experiments.drawing import COLORS, svg
 from strongreg.experiments.engine import EpochMetrics
 from strongreg.experiments.recipe import METHODS, Method, Recipe, show_recipe
-from strongreg.experiments.table import BYTE_HEADER, HEADER, byte_cells, cells, stopped_note, summarize
+from strongreg.experiments.table import BYTE_HEADER, byte_cells, show_rows, stopped_note, summarize
 from strongreg.files import write_bytes
 
 Curves = dict[Job, list[EpochMetrics]]
@@ -43,6 +45,7 @@ def write_report(comparison: Comparison, file: Path) -> None:
     recipe = comparison.recipe
     curves = {Job(r.method, r.seed): comparison.metrics(Job(r.method, r.seed)) for r in results}
     summaries = summarize(results)
+    header, rows = show_rows(summaries)
     num_seeds = len({r.seed for r in results})
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("strongreg.experiments"), autoescape=True, undefined=jinja2.StrictUndefined
@@ -52,8 +55,10 @@ def write_report(comparison: Comparison, file: Path) -> None:
     html = environment.get_template("report.html.j2").render(
         title=f"{recipe.model.name} on {recipe.data.name}: {', '.join(s.method for s in summaries)}",
         subtitle=f"{penalty}, {recipe.training.epochs} epochs, {seeds}; strongreg {strongreg.__version__}",
-        header=[*HEADER, *BYTE_HEADER],
-        rows=[{"cells": [*cells(s), *byte_cells(s)], "dead": s.num_alive == 0} for s in summaries],
+        header=[*header, *BYTE_HEADER],
+        rows=[
+            {"cells": [*row, *byte_cells(s)], "dead": s.num_alive == 0} for row, s in zip(rows, summaries, strict=True)
+        ],
         several_seeds=num_seeds > 1,
         stopped_note=stopped_note(results, recipe),
         figures=_draw(curves, recipe),
@@ -65,13 +70,14 @@ def write_report(comparison: Comparison, file: Path) -> None:
 
 def _draw(curves: Curves, recipe: Recipe) -> list[_Drawing]:
     split = "validation" if recipe.data.validation_share > 0 else "test"
+    of_text = is_text(recipe.data.name)
     first = {job.method: metrics for job, metrics in reversed(curves.items())}  # each method's first seed
     return [
         _Drawing(
-            "Accuracy and weights kept",
-            svg(lambda figure: _draw_outcome(figure, curves, split), height=3.2),
-            "Every seed is a line. A collapsed network answers with one class for every image: its accuracy "
-            "stays at chance.",
+            "Loss and weights kept" if of_text else "Accuracy and weights kept",
+            svg(lambda figure: _draw_outcome(figure, curves, split, of_text=of_text), height=3.2),
+            "Every seed is a line. A collapsed network gives one answer to everything: "
+            + ("its loss stays that of the commonest bytes." if of_text else "its accuracy stays at chance."),
         ),
         _Drawing(
             "Loss gradient against penalty gradient",
@@ -96,7 +102,7 @@ def _draw(curves: Curves, recipe: Recipe) -> list[_Drawing]:
     ]
 
 
-def _draw_outcome(figure: Figure, curves: Curves, split: str) -> None:
+def _draw_outcome(figure: Figure, curves: Curves, split: str, *, of_text: bool) -> None:
     left, right = figure.subplots(1, 2)
     for job, metrics in curves.items():
         epochs = [m.epoch for m in metrics]
@@ -104,7 +110,9 @@ def _draw_outcome(figure: Figure, curves: Curves, split: str) -> None:
         label = job.method if first_of_method else None
         left.plot(
             epochs,
-            [100 * m.accuracy for m in metrics],
+            [math.nan if m.loss is None else m.loss for m in metrics]
+            if of_text
+            else [100 * m.accuracy for m in metrics],
             color=COLORS[job.method],
             label=label,
             linewidth=1.2,
@@ -113,8 +121,10 @@ def _draw_outcome(figure: Figure, curves: Curves, split: str) -> None:
         right.plot(
             epochs, [max(m.num_nonzero, 0.5) for m in metrics], color=COLORS[job.method], linewidth=1.2, alpha=0.85
         )
-    left.set(xlabel="epoch", ylabel=f"{split} accuracy (%)", ylim=(0, 101))
-    left.legend(loc="center right")
+    left.set(xlabel="epoch", ylabel=f"{split} {'loss (nats per byte)' if of_text else 'accuracy (%)'}")
+    if not of_text:
+        left.set_ylim(0, 101)
+    left.legend(loc="upper right" if of_text else "center right")
     right.set(xlabel="epoch", ylabel="weights that are not 0", yscale="log")
 
 

@@ -127,7 +127,7 @@ def _built(recipe: Recipe, data_dir: Path | None) -> nn.Module:
         check_board()
     data = recipe_data(recipe, data_dir)
     options = recipe.model.model_dump(exclude={"name"})
-    model = build_model(recipe.model.name, data.image_shape, data.num_classes, **options)
+    model = build_model(recipe.model.name, data.input_shape, data.num_classes, **options)
     try:
         Regularizer(model, L1(0.0))
     except ValueError as error:

@@ -13,6 +13,7 @@ from strongreg.experiments.recipe import METHODS, Method, Recipe
 _FEWEST = 3
 _UNGATED = ("dense", "magnitude", "oneshot", "slimming")
 HEADER = ("method", "accuracy", "alive", "kept", "times smaller", "open", "seconds")
+LOSS_NAME = "loss"
 BYTE_HEADER = ("dense bytes", "packed bytes", "times fewer bytes")
 _Range = tuple[float, float]
 
@@ -34,6 +35,8 @@ class MethodSummary:
         dense_bytes_range: what the networks take dense; None where a run has no packed file.
         file_bytes_range: smallest and largest packed file; None likewise.
         byte_ratio_range: smallest and largest compression, in bytes; None likewise.
+        loss_mean: mean loss of language models, in nats per byte; None for other networks.
+        loss_error: half the width of the 95 % confidence interval of the mean; NaN for fewer than three seeds.
     """
 
     method: Method
@@ -48,6 +51,8 @@ class MethodSummary:
     dense_bytes_range: _Range | None = None
     file_bytes_range: _Range | None = None
     byte_ratio_range: _Range | None = None
+    loss_mean: float | None = None
+    loss_error: float = math.nan
 
 
 def summarize(results: Sequence[RunResult]) -> list[MethodSummary]:
@@ -65,6 +70,7 @@ def summarize(results: Sequence[RunResult]) -> list[MethodSummary]:
 
 def _summarize_method(method: Method, runs: list[RunResult]) -> MethodSummary:
     accuracies = [r.accuracy for r in runs]
+    losses = [r.loss for r in runs if r.task == "language" and r.loss is not None]
     compressions = [math.inf if r.compression is None else r.compression for r in runs]
     return MethodSummary(
         method=method,
@@ -79,6 +85,8 @@ def _summarize_method(method: Method, runs: list[RunResult]) -> MethodSummary:
         dense_bytes_range=_range([r.dense_bytes for r in runs]),
         file_bytes_range=_range([r.file_bytes for r in runs]),
         byte_ratio_range=_range([r.byte_ratio for r in runs]),
+        loss_mean=statistics.fmean(losses) if len(losses) == len(runs) else None,
+        loss_error=_half_width_95(losses) if len(losses) == len(runs) else math.nan,
     )
 
 
@@ -134,6 +142,30 @@ def cells(summary: MethodSummary) -> tuple[str, ...]:
         "-" if summary.method in _UNGATED else f"{summary.open_mean:.0%}",
         f"{summary.seconds_mean:.0f}",
     )
+
+
+def show_rows(summaries: Sequence[MethodSummary]) -> tuple[list[str], list[list[str]]]:
+    """A table of methods; for language models with their loss beside the accuracy.
+
+    Args:
+        summaries: the methods, of networks of one kind.
+
+    Returns:
+        Its header, and a row for each method.
+    """
+    header, rows = list(HEADER), [list(cells(summary)) for summary in summaries]
+    if any(summary.loss_mean is not None for summary in summaries):
+        place = HEADER.index("accuracy") + 1
+        header.insert(place, LOSS_NAME)
+        for row, summary in zip(rows, summaries, strict=True):
+            row.insert(place, _loss(summary))
+    return header, rows
+
+
+def _loss(summary: MethodSummary) -> str:
+    if summary.loss_mean is None:
+        return "-"  # not finite
+    return f"{summary.loss_mean:.3f}" + ("" if math.isnan(summary.loss_error) else f" ± {summary.loss_error:.3f}")
 
 
 def byte_cells(summary: MethodSummary) -> tuple[str, str, str]:

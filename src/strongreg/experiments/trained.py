@@ -13,10 +13,11 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from strongreg.compression import PackedFileError, is_packed, load_into, load_packed, load_shrunk
-from strongreg.experiments.data import image_format
+from strongreg.experiments.data import InputShape, input_format
 from strongreg.experiments.engine.record import RECIPE_FILE, WEIGHTS_FILE
 from strongreg.experiments.errors import UserError
-from strongreg.experiments.models import ImageShape, build_model
+from strongreg.experiments.models import build_model
+from strongreg.experiments.models.inputs import example_inputs, kind_of, output_shape
 from strongreg.experiments.recipe import build_recipe, read_recipe
 
 _BATCH_SIZE = 2  # as of the batch on which a network of one's own is tried
@@ -28,13 +29,27 @@ class Trained:
 
     Args:
         model: on the CPU, in training mode; smaller than its code builds it if its weights are those of a shrunk one.
-        image_shape: channels, height, width of the images it takes.
+        input_shape: channels, height, width of the images it takes, or the bytes of a passage of text.
+        num_classes: its outputs.
         weights: the file that its weights come from.
     """
 
     model: nn.Module
-    image_shape: ImageShape
+    input_shape: InputShape
+    num_classes: int
     weights: Path
+
+    def example(self, batch_size: int) -> Tensor:
+        """Random inputs, always the same.
+
+        Args:
+            batch_size: number of them, >= 1.
+
+        Returns:
+            Images, standard normal, or tokens.
+        """
+        generator = torch.Generator().manual_seed(0)
+        return example_inputs(batch_size, self.input_shape, self.num_classes, generator)
 
 
 def load_trained(
@@ -43,7 +58,7 @@ def load_trained(
     weights: Path | None = None,
     recipe: Path | None = None,
     model: str | None = None,
-    image_shape: ImageShape | None = None,
+    image_shape: InputShape | None = None,
     num_classes: int | None = None,
 ) -> Trained:
     """Build a network and load its weights, those of a shrunk one too.
@@ -56,7 +71,7 @@ def load_trained(
         weights: the file to take instead of the run's own.
         recipe: a TOML file.
         model: name of a network, or package.module:factory.
-        image_shape: channels, height, width.
+        image_shape: channels, height, width; of a text the bytes of a passage.
         num_classes: number of outputs.
 
     Returns:
@@ -78,7 +93,7 @@ def load_trained(
         if model is None:
             model, options = described.model.name, described.model.model_dump(exclude={"name"})
         if image_shape is None or num_classes is None:
-            shape, classes = _format(described.data.name)
+            shape, classes = _format(described.data.name, described.data.context)
             image_shape, num_classes = image_shape or shape, num_classes or classes
     assert model is not None
     assert image_shape is not None
@@ -87,9 +102,9 @@ def load_trained(
     try:
         _load(network, read_weights(file), file, image_shape, num_classes)
     except ValueError as error:
-        built = f"{model} for images of {'x'.join(map(str, image_shape))} and {num_classes} classes"
+        built = f"{model} for {kind_of(image_shape)} of {'x'.join(map(str, image_shape))} and {num_classes} classes"
         raise UserError(f"{error}; the model is {built}") from error
-    return Trained(network, image_shape, file)
+    return Trained(network, image_shape, num_classes, file)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -134,7 +149,7 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def _load(
-    network: nn.Module, state: Mapping[str, Tensor], file: Path, image_shape: ImageShape, num_classes: int
+    network: nn.Module, state: Mapping[str, Tensor], file: Path, image_shape: InputShape, num_classes: int
 ) -> None:
     """Load weights into a network, which becomes smaller where they are; ValueError if they do not fit."""
     own = network.state_dict()
@@ -155,21 +170,22 @@ def _load(
         raise ValueError(f"{file} does not fit the model: {differing[0]!r} is {there} there, {here} here; {problem}")
 
 
-def _problem(network: nn.Module, image_shape: ImageShape, num_classes: int) -> str | None:
+def _problem(network: nn.Module, image_shape: InputShape, num_classes: int) -> str | None:
     """Why a network is no shrunk one: shrinking leaves what it takes and returns as they were."""
     modes = [(module, module.training) for module in network.modules()]
     try:
         with torch.no_grad():
-            outputs = network.eval()(torch.zeros(_BATCH_SIZE, *image_shape))
+            outputs = network.eval()(example_inputs(_BATCH_SIZE, image_shape, num_classes))
     except Exception as error:  # whatever its code raises
-        return f"a network of these sizes fails on such images ({str(error).strip().partition(chr(10))[0]})"
+        first = str(error).strip().partition("\n")[0]
+        return f"a network of these sizes fails on such {kind_of(image_shape)} ({first})"
     finally:
         for module, training in modes:
             module.training = training
     shape = tuple(outputs.shape)
-    if shape == (_BATCH_SIZE, num_classes):
+    if shape == output_shape(_BATCH_SIZE, image_shape, num_classes):
         return None
-    return f"a network of these sizes returns shape {shape} for {_BATCH_SIZE} images"
+    return f"a network of these sizes returns shape {shape} for {_BATCH_SIZE} inputs"
 
 
 def weights_file(source: Path, weights: Path | None = None) -> tuple[Path, Path]:
@@ -207,8 +223,8 @@ def _run_in(directory: Path) -> Path:
     return found[0] if found else directory
 
 
-def _format(data: str) -> tuple[ImageShape, int]:
+def _format(data: str, context: int | None) -> tuple[InputShape, int]:
     try:
-        return image_format(data)
+        return input_format(data, context)
     except UserError as error:
         raise UserError(f"{error}; or give --image-shape and --num-classes") from error

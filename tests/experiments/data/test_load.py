@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from strongreg.experiments.data import DATA_SETS, image_format, load_data
+from strongreg.experiments.data import DATA_SETS, input_format, load_data
 from strongreg.experiments.data.catalog import PUBLISHED
 from strongreg.experiments.errors import UserError
 
@@ -22,7 +22,16 @@ COUNTS = {
 
 
 def test_the_names_and_the_published_counts_are_these():
-    assert DATA_SETS == ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn")
+    assert DATA_SETS == (
+        "digits",
+        "mnist",
+        "fashion_mnist",
+        "cifar10",
+        "cifar100",
+        "svhn",
+        "python_stdlib",
+        "tiny_shakespeare",
+    )
     assert {
         name: (sum(known.train_counts), sum(known.test_counts), known.num_classes, known.shape)
         for name, known in PUBLISHED.items()
@@ -128,9 +137,9 @@ def test_unknown_data_are_an_error_that_lists_the_known_ones(name, hint):
 
 def test_what_is_neither_a_data_set_nor_a_folder_says_that_it_may_be_one(image_folder, monkeypatch):
     monkeypatch.chdir(image_folder.parent)
-    for reads in (load_data, image_format):
+    for reads in (load_data, input_format):
         with pytest.raises(
-            UserError, match=r"svhn; or name a folder .* images per class \('flower' is no directory here"
+            UserError, match=r"shakespeare; or name a folder .* images per class, or a text file \('flower' is neither"
         ):
             reads("flower")
 
@@ -138,8 +147,8 @@ def test_what_is_neither_a_data_set_nor_a_folder_says_that_it_may_be_one(image_f
 def test_a_folder_that_is_named_like_a_data_set_needs_a_separator(image_folder, monkeypatch):
     image_folder.rename(image_folder.parent / "digits")
     monkeypatch.chdir(image_folder.parent)
-    assert load_data("digits").image_shape == image_format("digits")[0] == (1, 8, 8)
-    assert load_data("./digits").image_shape == image_format("./digits")[0] == (3, 8, 6)
+    assert load_data("digits").image_shape == input_format("digits")[0] == (1, 8, 8)
+    assert load_data("./digits").image_shape == input_format("./digits")[0] == (3, 8, 6)
 
 
 def test_numbers_out_of_range_are_errors_before_anything_is_read():
@@ -154,17 +163,17 @@ def test_numbers_out_of_range_are_errors_before_anything_is_read():
 
 def test_the_format_of_published_images_is_known_without_them():
     for name, (_, _, num_classes, shape) in COUNTS.items():
-        assert image_format(name) == (shape, num_classes)
+        assert input_format(name) == (shape, num_classes)
 
 
 def test_the_format_is_that_of_the_images_loaded(image_folder):
     for name in ("digits", str(image_folder)):
         data = load_data(name)
-        assert image_format(name) == (data.image_shape, data.num_classes)
+        assert input_format(name) == (data.image_shape, data.num_classes)
 
 
 def test_an_unknown_data_set_has_no_format(tmp_path):
     with pytest.raises(UserError, match="unknown data set 'cifar': did you mean"):
-        image_format("cifar")
+        input_format("cifar")
     with pytest.raises(UserError, match="there is no image folder"):
-        image_format(str(tmp_path / "none"))
+        input_format(str(tmp_path / "none"))

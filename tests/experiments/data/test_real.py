@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[3]
 PLACES = [Path(place) for place in (os.environ.get("STRONGREG_DATA"), REPOSITORY.parent / "shared" / "data") if place]
 
 
-def _place(name: str) -> Path:
+def place_of(name: str) -> Path:
     for place in PLACES:
         if (place / name).is_dir():
             return place
@@ -30,7 +30,7 @@ def _place(name: str) -> Path:
     ],
 )
 def test_a_published_set_has_its_published_statistics_and_is_kept(name, num_train, mean, std, class_name, monkeypatch):
-    place = _place(name)
+    place = place_of(name)
     data = load_data(name, data_dir=place)
     assert (len(data.train), len(data.test)) == (num_train, 10000)
     assert data.mean == pytest.approx(mean, abs=5e-5)

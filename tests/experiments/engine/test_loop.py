@@ -19,6 +19,7 @@ from strongreg import L1, AlwaysOpen, CoherenceGate, Constant, CosineRamp, Delay
 from strongreg.compression import load_packed
 from strongreg.experiments.data import ImageData, Split
 from strongreg.experiments.engine import EpochMetrics, RunResult, build_regularizers, evaluate, loop, train
+from strongreg.experiments.engine.measurement import Score
 from strongreg.experiments.engine.optimizers import build_optimizers
 from strongreg.experiments.files import read_json
 from strongreg.experiments.models import build_model
@@ -94,7 +95,7 @@ def test_a_dense_run_is_a_bare_training_loop_bit_for_bit(tmp_path, data, seed, c
     assert saved.keys() == model.state_dict().keys()
     assert all(torch.equal(saved[name], tensor) for name, tensor in model.state_dict().items())
     assert [line["train_loss"] for line in _lines(tmp_path)] == pytest.approx(losses, rel=1e-6)
-    assert result.accuracy == evaluate(model, data.test, data.normalize)
+    assert result.accuracy == evaluate(model, data.test, data.normalize).accuracy
 
 
 @pytest.mark.parametrize("method", COMPARED)
@@ -234,7 +235,7 @@ def test_the_result_agrees_with_the_saved_weights(tmp_path, data, method):
     assert result.num_nonzero_parameters == sum(int((tensor != 0).sum()) for tensor in saved.values())
     model = build_model("lenet300", (1, 4, 4), 3)
     model.load_state_dict(saved)
-    assert result.accuracy == evaluate(model, data.test, data.normalize)
+    assert result.accuracy == evaluate(model, data.test, data.normalize).accuracy
     assert result.alive == (result.accuracy > 0.3825)
     assert (result.method, result.seed, result.strength) == (method, 2, 0.0 if method == "dense" else 0.02)
     assert result.train_seconds > 0
@@ -330,7 +331,7 @@ def test_only_epochs_at_chance_in_a_row_end_a_run(tmp_path, data, monkeypatch):
     def is_test(split):
         return torch.equal(split.images, data.test.images)
 
-    monkeypatch.setattr(loop, "evaluate", lambda _, split, *__: 0.1 if is_test(split) else next(accuracies))
+    monkeypatch.setattr(loop, "evaluate", lambda _, split, *__: Score(0.1 if is_test(split) else next(accuracies), 1.0))
     assert _train(tmp_path, data, "dense", epochs=20, training__stop_when_dead=3).epochs == 9
 
 
@@ -372,16 +373,19 @@ def _classes(num_images: int) -> Split:
 @pytest.mark.parametrize("num_images", [1, 1023, 1024, 1025, 2050])
 def test_every_image_is_evaluated_once(num_images):
     split = _classes(num_images)
-    assert evaluate(nn.Flatten(), split, torch.Tensor.float) == 1.0
+    assert evaluate(nn.Flatten(), split, torch.Tensor.float).accuracy == 1.0
     wrong = split.labels.clone()
     wrong[-1] = (wrong[-1] + 1) % 5
-    assert evaluate(nn.Flatten(), Split(split.images, wrong), torch.Tensor.float) == (num_images - 1) / num_images
+    score = evaluate(nn.Flatten(), Split(split.images, wrong), torch.Tensor.float)
+    assert score.accuracy == (num_images - 1) / num_images
+    right = math.log(4 + math.e) - 1  # outputs are 1 for the class and 0 for the four others
+    assert score.loss == pytest.approx(right + 1 / num_images, rel=1e-6)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_evaluation_turns_dropout_off_and_restores_the_mode(training):
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.9)).train(training)
-    assert evaluate(model, _classes(200), torch.Tensor.float) == 1.0
+    assert evaluate(model, _classes(200), torch.Tensor.float).accuracy == 1.0
     assert model.training is training
     assert model[1].training is training
 

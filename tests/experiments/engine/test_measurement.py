@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from strongreg import L1, AlwaysOpen, Delay, Refit, Regularizer
 from strongreg.experiments.data import ImageData, Split
-from strongreg.experiments.engine.measurement import count_weights, epoch_metrics, evaluate, finite, run_result
+from strongreg.experiments.engine.measurement import Score, count_weights, epoch_metrics, evaluate, finite, run_result
 
 NAMES = {"data": "numbers", "model": "two_layers", "penalty": "l1"}
 
@@ -50,8 +50,8 @@ def _result(model, regularizers, data, accuracy=0.9, method="always"):
         data,
         NAMES,
         0.01,
-        accuracy=accuracy,
-        validation_accuracy=None,
+        score=Score(accuracy, 0.25),
+        validation_score=None,
         seconds=1.5,
         epochs=2,
         steps_per_epoch=4,
@@ -63,16 +63,17 @@ def _result(model, regularizers, data, accuracy=0.9, method="always"):
 def test_an_epoch_is_the_mean_over_its_own_steps(trained):
     _, regularizers = trained
     history = regularizers[0].history
-    metrics = epoch_metrics(2, 4, 0.1, 1.25, 0.5, regularizers)
-    assert (metrics.epoch, metrics.lr, metrics.train_loss, metrics.accuracy) == (2, 0.1, 1.25, 0.5)
+    metrics = epoch_metrics(2, 4, 0.1, 1.25, Score(0.5, 0.75), regularizers)
+    assert (metrics.epoch, metrics.lr, metrics.train_loss) == (2, 0.1, 1.25)
+    assert (metrics.accuracy, metrics.loss) == (0.5, 0.75)
     assert metrics.open_fraction == 0.25  # step 4 of 4 to 7
     for name in ("coherence", "gradient_norm", "penalty_norm", "weight_norm"):
         assert getattr(metrics, name) == pytest.approx(float(history[name][4:].mean()))
 
 
 def test_an_epoch_without_recorded_steps_has_no_means(trained):
-    metrics = epoch_metrics(3, 8, 0.1, math.nan, 0.5, trained[1])
-    assert metrics.train_loss is None
+    metrics = epoch_metrics(3, 8, 0.1, math.nan, Score(0.5, math.inf), trained[1])
+    assert metrics.train_loss is metrics.loss is None
     assert (metrics.coherence, metrics.gradient_norm, metrics.open_fraction) == (None, None, None)
 
 
@@ -85,7 +86,7 @@ def test_weights_are_counted_over_all_regularizers(trained):
     zeros = sum(int((model[i].weight == 0).sum()) for i in (0, 2))
     assert zeros >= 13
     assert count_weights(regularizers) == (50, 50 - zeros)
-    metrics = epoch_metrics(1, 0, 0.1, 1.0, 0.5, regularizers)
+    metrics = epoch_metrics(1, 0, 0.1, 1.0, Score(0.5, 1.0), regularizers)
     assert (metrics.num_nonzero, metrics.compression) == (50 - zeros, 50 / (50 - zeros))
 
 

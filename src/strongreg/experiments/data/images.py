@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from strongreg.experiments.data.examples import InputShape
+
 _NUM_VALUES = 256  # of a pixel
 _CHUNK = 4096  # images counted at once
 
@@ -40,6 +42,11 @@ class Split:
                 f"labels={self.labels.dtype} of shape {tuple(self.labels.shape)}: "
                 f"give int64 of shape ({len(self.images)},), one per image"
             )
+
+    @property
+    def inputs(self) -> Tensor:
+        """The images."""
+        return self.images
 
     def __len__(self) -> int:
         """Number of images."""
@@ -114,6 +121,11 @@ class ImageData:
         """Channels, height, width."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
+
+    @property
+    def input_shape(self) -> InputShape:
+        """Channels, height, width."""
+        return self.image_shape
 
     def digest(self) -> str:
         """What tells these images and labels from others.

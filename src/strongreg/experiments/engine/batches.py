@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from strongreg.experiments.data import Augmentation, ImageData
+from strongreg.experiments.data import Augmentation, Data
 
 _AUGMENTATION_STREAM = 0x5EED  # another stream of numbers than the order's, from the same seed
 
 
 class Batches:
-    """The training images in a new order at each pass; it can go on in the middle of one.
+    """The training examples in a new order at each pass; it can go on in the middle of one.
 
     Args:
-        data: the images, on the device.
-        batch_size: images per optimizer step.
-        augmentation: what is done to them.
+        data: the examples, on the device.
+        batch_size: examples per optimizer step.
+        augmentation: what is done to images; texts take none.
         seed: of order and augmentation.
         rank: which share of each batch is taken.
         world_size: number of shares.
@@ -28,7 +28,7 @@ class Batches:
 
     def __init__(
         self,
-        data: ImageData,
+        data: Data,
         batch_size: int,
         augmentation: Augmentation,
         seed: int,
@@ -47,26 +47,27 @@ class Batches:
         return math.ceil(len(self._data.train) / self._batch_size)
 
     def epoch(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """One pass over the images.
+        """One pass over the examples.
 
         Args:
             first: number of batches to leave out, for a run that goes on.
 
         Yields:
-            Images, shape (n, channels, height, width), float32, normalized; labels, shape (n,); and the factor on their
-            mean loss that makes its mean over the shares the mean loss of the whole batch. A share without images is
-            the whole batch with factor 0: its process takes part in the step as the others do.
+            Inputs as a network reads them, shape (n, ...): float32 images, normalized, or int64 tokens; labels, shape
+            (n,) or (n, num_positions); and the factor on their mean loss that makes its mean over the shares the mean
+            loss of the whole batch. A share without examples is the whole batch with factor 0: its process takes part
+            in the step as the others do.
         """
         split = self._data.train
         self._order_at_start = self._order.get_state()
-        order = torch.randperm(len(split), generator=self._order).to(split.labels.device)
+        order = torch.randperm(len(split), generator=self._order).to(split.inputs.device)
         for batch in order.split(self._batch_size)[first:]:
             mine = batch[self._rank :: self._world_size] if self._world_size > 1 else batch
             factor = len(mine) * self._world_size / len(batch)
             if not len(mine):
                 mine = batch
-            images = self._augment(split.images[mine], self._random)
-            yield self._data.normalize(images), split.labels[mine], factor
+            examples = split.select(mine)
+            yield self._data.normalize(self._augment(examples.inputs, self._random)), examples.labels, factor
 
     def state_dict(self) -> dict[str, Any]:
         """Where the generators stand; the order's is that at the start of the pass.

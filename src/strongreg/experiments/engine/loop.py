@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from strongreg.compression import save_packed
 from strongreg.diagnosis.record import is_above_chance
-from strongreg.experiments.data import Augmentation, ImageData
+from strongreg.experiments.data import Augmentation, Data, Examples
 from strongreg.experiments.engine.batches import Batches
 from strongreg.experiments.engine.board import check_board, open_board
 from strongreg.experiments.engine.checkpoint import (
@@ -35,6 +35,7 @@ from strongreg.experiments.engine.distributed import ALONE, World
 from strongreg.experiments.engine.measurement import (
     EpochMetrics,
     RunResult,
+    Score,
     epoch_metrics,
     evaluate,
     largest_share,
@@ -72,7 +73,7 @@ def train(
     recipe: Recipe,
     method: Method,
     seed: int,
-    data: ImageData,
+    data: Data,
     directory: Path,
     on_epoch: Callable[[EpochMetrics], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -84,7 +85,7 @@ def train(
         recipe: the run.
         method: what is added to plain training.
         seed: of initial weights, batch order and augmentation; the result depends on nothing else.
-        data: the images, on any device.
+        data: the examples, on any device.
         directory: existing directory that receives recipe.toml, metrics.jsonl, history.safetensors,
             weights.safetensors, the same weights as model.packed and, last, result.json; while the run is under way
             also checkpoint.pt.
@@ -109,9 +110,7 @@ def train(
 class _Trainer:
     """Everything that changes during a run, and how it is saved."""
 
-    def __init__(
-        self, recipe: Recipe, method: Method, seed: int, data: ImageData, directory: Path, world: World
-    ) -> None:
+    def __init__(self, recipe: Recipe, method: Method, seed: int, data: Data, directory: Path, world: World) -> None:
         self.recipe, self.method, self.seed, self.directory, self.world = recipe, method, seed, directory, world
         training = recipe.training
         if training.tensorboard:
@@ -122,7 +121,7 @@ class _Trainer:
         torch.manual_seed(seed)
         options = recipe.model.model_dump(exclude={"name"})
         self.model = (
-            build_model(recipe.model.name, data.image_shape, data.num_classes, **options).to(self.device).train()
+            build_model(recipe.model.name, data.input_shape, data.num_classes, **options).to(self.device).train()
         )
         if training.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -140,7 +139,7 @@ class _Trainer:
         self.pruner = build_pruner(method, self.model, params, recipe.pruning, self.num_steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.precision == "fp16")
         self.watched = self.data.validation if len(self.data.validation) else self.data.test
-        # whether a run goes on is a choice, which is not made on test images
+        # whether a run goes on is a choice, which is not made on test examples
         self.judged = (
             self.data.validation if len(self.data.validation) else sample(self.data.train, len(self.data.test))
         )
@@ -188,10 +187,10 @@ class _Trainer:
     def _train_epoch(self, should_stop: Callable[[], bool]) -> bool:
         """Train to the end of the epoch; False if it was asked to stop before."""
         asked_every = self.world.steps_between_questions(self.device)
-        for images, labels, factor in self.batches.epoch(first=self.batch):
+        for inputs, labels, factor in self.batches.epoch(first=self.batch):
             for group, peak in zip(self._groups(), self.peak_lrs, strict=True):
                 group["lr"] = peak * self.lr_factor(self.step)
-            self._step(images, labels, factor)
+            self._step(inputs, labels, factor)
             self.batch += 1
             if self.pruner is not None:
                 self.pruner.after_step(self.step)
@@ -199,19 +198,19 @@ class _Trainer:
                 return False
         return True
 
-    def _step(self, images: Tensor, labels: Tensor, factor: float) -> None:
+    def _step(self, inputs: Tensor, labels: Tensor, factor: float) -> None:
         """One step along the gradient of the mean loss of a batch, of which these are this process's share."""
         if self.recipe.training.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        part_size = -(-len(images) // self.recipe.training.accumulate)
-        parts = list(zip(images.split(part_size), labels.split(part_size), strict=True))
+        part_size = -(-len(inputs) // self.recipe.training.accumulate)
+        parts = list(zip(inputs.split(part_size), labels.split(part_size), strict=True))
         for part, answers in parts[:-1]:
             with self.world.no_sync(self.parallel):
-                self._backward(part, answers, factor * len(part) / len(images))
+                self._backward(part, answers, factor * len(part) / len(inputs))
         part, answers = parts[-1]
-        self._backward(part, answers, factor * len(part) / len(images))
+        self._backward(part, answers, factor * len(part) / len(inputs))
         if self.recipe.optimizer.clip_norm is not None:
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
@@ -220,9 +219,9 @@ class _Trainer:
             self.scaler.step(optimizer)
         self.scaler.update()
 
-    def _backward(self, images: Tensor, labels: Tensor, factor: float) -> None:
+    def _backward(self, inputs: Tensor, labels: Tensor, factor: float) -> None:
         with self._autocast():
-            loss = functional.cross_entropy(self.forward(images), labels)
+            loss = functional.cross_entropy(self.forward(inputs).flatten(0, -2), labels.flatten())
         if factor != 1:
             loss = loss * factor
         self.scaler.scale(loss).backward()
@@ -231,18 +230,18 @@ class _Trainer:
     def _end_epoch(self) -> EpochMetrics:
         num_batches = len(self.batches)
         self.epoch, self.batch = self.epoch + 1, 0
-        accuracy = self.world.on_main(lambda: self._evaluate(self.watched))
+        score = self.world.on_main(lambda: self._evaluate(self.watched))
         first = self._groups()[0]
         metrics = epoch_metrics(
             self.epoch,
             (self.epoch - 1) * num_batches,
             first["lr"],
             self.world.mean(self.loss_sum) / num_batches,
-            accuracy,
+            score,
             self.counted,
         )
         self.loss_sum.zero_()
-        self.num_dead = self.num_dead + 1 if self._is_at_chance(accuracy) else 0
+        self.num_dead = self.num_dead + 1 if self._is_at_chance(score.accuracy) else 0
         self.lines.append(json.dumps(asdict(metrics)) + "\n")
         self.world.on_main(self._write_last_line)
         return metrics
@@ -253,7 +252,7 @@ class _Trainer:
 
     def _is_at_chance(self, accuracy: float) -> bool:
         if self.recipe.training.stop_when_dead and self.judged is not self.watched:
-            accuracy = self.world.on_main(lambda: self._evaluate(self.judged))
+            accuracy = self.world.on_main(lambda: self._evaluate(self.judged)).accuracy
         return not is_above_chance(accuracy, self.chance)
 
     def _is_dead(self) -> bool:
@@ -281,8 +280,8 @@ class _Trainer:
             self.data,
             names,
             self.recipe.penalty.strength if self.method in REGULARIZED else 0.0,
-            accuracy=self._evaluate(self.data.test),
-            validation_accuracy=self._evaluate(self.data.validation) if len(self.data.validation) else None,
+            score=self._evaluate(self.data.test),
+            validation_score=self._evaluate(self.data.validation) if len(self.data.validation) else None,
             seconds=self.seconds,
             epochs=self.epoch,
             steps_per_epoch=len(self.batches),
@@ -293,12 +292,12 @@ class _Trainer:
         (self.directory / FILE_NAME).unlink(missing_ok=True)
         return result
 
-    def _evaluate(self, split: Any) -> float:
+    def _evaluate(self, split: Examples) -> Score:
         return evaluate(self.model, split, self._prepare, self._autocast)
 
-    def _prepare(self, images: Tensor) -> Tensor:
-        images = self.data.normalize(images)
-        return images.contiguous(memory_format=torch.channels_last) if self.recipe.training.channels_last else images
+    def _prepare(self, inputs: Tensor) -> Tensor:
+        inputs = self.data.normalize(inputs)
+        return inputs.contiguous(memory_format=torch.channels_last) if self.recipe.training.channels_last else inputs
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         dtype = _PRECISIONS.get(self.recipe.training.precision)

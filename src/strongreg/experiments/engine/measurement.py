@@ -6,16 +6,20 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from strongreg.diagnosis.record import is_above_chance
-from strongreg.experiments.data import ImageData, Split
+from strongreg.experiments.data import Data, Examples
 from strongreg.experiments.recipe import Method
 from strongreg.regularizer import Regularizer
 
-_EVALUATION_BATCH = 1024
+_EVALUATION_BATCH = 1024  # examples at a time
+_EVALUATION_ANSWERS = 16_384  # at a time, where an example has many
+_Task = Literal["classification", "language"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class EpochMetrics:
         epoch: number of epochs done.
         lr: learning rate at its last step.
         train_loss: mean cross-entropy over its batches, in nats; None if it is not finite.
-        accuracy: on the validation images, or on the test images where none are held out, in [0, 1].
+        accuracy: on the validation examples, or on the test examples where none are held out, in [0, 1].
         num_nonzero: penalized weights that are not 0.
         compression: as in :class:`RunResult`, of the weights after it.
         coherence: mean over its recorded steps; None if it cannot be measured.
@@ -34,6 +38,8 @@ class EpochMetrics:
         gradient_norm: mean norm of the loss gradient; None if it is not finite.
         penalty_norm: mean norm of strength times subgradient.
         weight_norm: mean norm of the penalized weights.
+        loss: mean cross-entropy where the accuracy was taken, in nats per answer; None if it is not finite, and in
+            records made before it was taken.
     """
 
     epoch: int
@@ -47,6 +53,7 @@ class EpochMetrics:
     gradient_norm: float | None
     penalty_norm: float | None
     weight_norm: float | None
+    loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,8 @@ class RunResult:
         strength: its strength; 0 for methods without one.
         gate: how the gate was set.
         seed: of initial weights and batch order.
-        accuracy: on the held-out test images after the last epoch, in [0, 1].
-        validation_accuracy: on the validation images, None where none are held out.
+        accuracy: on the held-out test examples after the last epoch, in [0, 1].
+        validation_accuracy: on the validation examples, None where none are held out.
         num_weights: penalized weights.
         num_nonzero: penalized weights that are not 0.
         compression: dense weights / kept weights, num_weights / num_nonzero; None if every weight is 0. The other
@@ -72,13 +79,17 @@ class RunResult:
         num_parameters: all parameters of the network, biases included.
         num_nonzero_parameters: all parameters that are not 0.
         alive: whether the accuracy is above chance, by a twentieth of what there is to learn.
-        chance: share of the largest class among the test images, which a dead network is right about.
+        chance: share of the commonest answer to the test examples, which a dead network is right about.
         epochs: epochs done; fewer than asked for if the run was ended as dead.
         steps_per_epoch: optimizer steps of an epoch.
         refit_start: step from which on the penalty was off; None for never.
         file_bytes: size of model.packed, which holds every tensor of the network bit for bit; None in records made
             before it was written.
         dense_bytes: what all tensors of the network take dense, tied ones once; None where file_bytes is.
+        task: classification of images; or language, where each answer is the byte that follows.
+        loss: mean cross-entropy on the test examples, in nats per answer; None if it is not finite, and in records made
+            before it was taken.
+        validation_loss: likewise on the validation examples; None also where none are held out.
     """
 
     method: Method
@@ -104,6 +115,9 @@ class RunResult:
     refit_start: int | None
     file_bytes: int | None = None
     dense_bytes: int | None = None
+    task: _Task = "classification"
+    loss: float | None = None
+    validation_loss: float | None = None
 
     @property
     def byte_ratio(self) -> float | None:
@@ -113,34 +127,54 @@ class RunResult:
         return self.dense_bytes / self.file_bytes
 
 
+@dataclass(frozen=True)
+class Score:
+    """How well a network does.
+
+    Args:
+        accuracy: share of right answers, in [0, 1].
+        loss: mean cross-entropy, in nats per answer; NaN or infinite where an output is.
+    """
+
+    accuracy: float
+    loss: float
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    split: Split,
+    split: Examples,
     normalize: Callable[[Tensor], Tensor],
     autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
-) -> float:
-    """Share of images classified right.
+) -> Score:
+    """How well a network answers.
 
     Args:
         model: the network; its training mode is restored.
-        split: at least one image.
-        normalize: makes the network's input of the images.
+        split: at least one example.
+        normalize: makes the network's input of the examples' inputs.
         autocast: makes the context to compute in.
 
     Returns:
-        Accuracy in [0, 1].
+        Accuracy and loss over all answers.
     """
     was_training = model.training
     model.eval()
-    pairs = zip(split.images.split(_EVALUATION_BATCH), split.labels.split(_EVALUATION_BATCH), strict=True)
-    num_right = torch.zeros((), dtype=torch.int64, device=split.labels.device)
-    for images, labels in pairs:
+    device = split.inputs.device
+    answers_each = split.select(torch.arange(1, device=device)).labels.numel()
+    at_once = max(1, min(_EVALUATION_BATCH, _EVALUATION_ANSWERS // answers_each))
+    num_right = torch.zeros((), dtype=torch.int64, device=device)
+    losses: list[Tensor] = []
+    for indices in torch.arange(len(split), device=device).split(at_once):
+        examples = split.select(indices)
         with autocast():
-            outputs = model(normalize(images))
+            outputs = model(normalize(examples.inputs))
+        outputs, labels = outputs.flatten(0, -2).float(), examples.labels.flatten()
         num_right += (outputs.argmax(dim=1) == labels).sum()
+        losses.append(functional.cross_entropy(outputs, labels, reduction="sum"))
     model.train(was_training)
-    return int(num_right) / len(split)
+    num_answers = len(split) * answers_each
+    return Score(int(num_right) / num_answers, float(torch.stack(losses).cpu().double().sum()) / num_answers)
 
 
 def epoch_metrics(
@@ -148,7 +182,7 @@ def epoch_metrics(
     first_step: int,
     lr: float,
     train_loss: float,
-    accuracy: float,
+    score: Score,
     regularizers: Sequence[Regularizer],
 ) -> EpochMetrics:
     """What an epoch showed.
@@ -158,7 +192,7 @@ def epoch_metrics(
         first_step: number of steps done before this epoch.
         lr: learning rate at its last step.
         train_loss: mean over its batches.
-        accuracy: after it.
+        score: after it.
         regularizers: of the weights that count; norms and coherence are those of the first.
 
     Returns:
@@ -176,7 +210,7 @@ def epoch_metrics(
         epoch=epoch,
         lr=lr,
         train_loss=finite(train_loss),
-        accuracy=accuracy,
+        accuracy=score.accuracy,
         num_nonzero=num_nonzero,
         compression=_compression(num_weights, num_nonzero),
         coherence=mean("coherence"),
@@ -184,6 +218,7 @@ def epoch_metrics(
         gradient_norm=mean("gradient_norm"),
         penalty_norm=mean("penalty_norm"),
         weight_norm=mean("weight_norm"),
+        loss=finite(score.loss),
     )
 
 
@@ -192,12 +227,12 @@ def run_result(
     seed: int,
     model: nn.Module,
     regularizers: Sequence[Regularizer],
-    data: ImageData,
+    data: Data,
     names: dict[str, str],
     strength: float,
     *,
-    accuracy: float,
-    validation_accuracy: float | None,
+    score: Score,
+    validation_score: Score | None,
     seconds: float,
     epochs: int,
     steps_per_epoch: int,
@@ -211,11 +246,11 @@ def run_result(
         seed: its seed.
         model: the trained network.
         regularizers: of the weights that count.
-        data: the images.
+        data: the examples.
         names: of data, model and penalty.
         strength: of the penalty; 0 for methods without one.
-        accuracy: on the test images.
-        validation_accuracy: on the validation images, or None.
+        score: on the test examples.
+        validation_score: on the validation examples, or None.
         seconds: wall-clock time.
         epochs: epochs done.
         steps_per_epoch: optimizer steps of an epoch.
@@ -237,8 +272,8 @@ def run_result(
         strength=strength,
         gate=gates.get(method, repr(regularizers[0].gate)),
         seed=seed,
-        accuracy=accuracy,
-        validation_accuracy=validation_accuracy,
+        accuracy=score.accuracy,
+        validation_accuracy=None if validation_score is None else validation_score.accuracy,
         num_weights=num_weights,
         num_nonzero=num_nonzero,
         compression=_compression(num_weights, num_nonzero),
@@ -246,40 +281,44 @@ def run_result(
         train_seconds=seconds,
         num_parameters=sum(p.numel() for p in model.parameters()),
         num_nonzero_parameters=sum(int((p != 0).sum()) for p in model.parameters()),
-        alive=is_above_chance(accuracy, chance),
+        alive=is_above_chance(score.accuracy, chance),
         chance=chance,
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
         refit_start=None if math.isinf(refit_start) else int(refit_start),
         file_bytes=file_bytes,
         dense_bytes=dense_bytes,
+        task="classification" if data.test.labels.dim() == 1 else "language",
+        loss=finite(score.loss),
+        validation_loss=None if validation_score is None else finite(validation_score.loss),
     )
 
 
-def sample(split: Split, num_images: int) -> Split:
-    """Some images of a split, evenly spread over it.
+def sample(split: Examples, num_examples: int) -> Examples:
+    """Some examples of a split, evenly spread over it.
 
     Args:
-        split: images with their classes.
-        num_images: how many at most, >= 1.
+        split: to choose from.
+        num_examples: how many at most, >= 1.
 
     Returns:
-        The images.
+        The examples.
     """
-    step = max(1, len(split) // num_images)
-    return Split(split.images[::step][:num_images], split.labels[::step][:num_images])
+    step = max(1, len(split) // num_examples)
+    return split.select(torch.arange(0, len(split), step, device=split.inputs.device)[:num_examples])
 
 
-def largest_share(split: Split) -> float:
-    """The share of the largest class: the accuracy of the best constant answer.
+def largest_share(split: Examples) -> float:
+    """The share of the commonest answer: the accuracy of the best constant one.
 
     Args:
-        split: images with their classes, one at least.
+        split: one example at least.
 
     Returns:
         In (0, 1].
     """
-    return float(torch.bincount(split.labels).max()) / len(split)
+    labels = split.labels.flatten()
+    return float(torch.bincount(labels).max()) / len(labels)
 
 
 def count_weights(regularizers: Sequence[Regularizer]) -> tuple[int, int]:

@@ -116,12 +116,12 @@ def _is_possible(result: RunResult) -> bool:
         and all(num_bytes is None or num_bytes > 0 for num_bytes in (result.file_bytes, result.dense_bytes))
     )
     shares = (result.accuracy, result.validation_accuracy, result.open_fraction, result.chance)
-    sizes = (result.strength, result.train_seconds)
+    sizes = (result.strength, result.train_seconds, result.loss, result.validation_loss)
     return counts and result.chance > 0 and _are_shares(*shares) and _are_sizes(*sizes, result.compression)
 
 
 def _is_possible_epoch(epoch: EpochMetrics) -> bool:
-    sizes = (epoch.lr, epoch.compression, epoch.gradient_norm, epoch.penalty_norm, epoch.weight_norm)
+    sizes = (epoch.lr, epoch.compression, epoch.gradient_norm, epoch.penalty_norm, epoch.weight_norm, epoch.loss)
     numbers = (epoch.train_loss, epoch.coherence)
     finite = all(number is None or math.isfinite(number) for number in numbers)
     return epoch.num_nonzero >= 0 and finite and _are_shares(epoch.accuracy, epoch.open_fraction) and _are_sizes(*sizes)
@@ -189,11 +189,12 @@ def parse_metrics(text: str) -> list[EpochMetrics]:
         One entry per epoch.
     """
     known, one = {field.name for field in fields(EpochMetrics)}, TypeAdapter(EpochMetrics)
+    needed = {field.name for field in fields(EpochMetrics) if field.default is MISSING}  # the others are younger
     metrics: list[EpochMetrics] = []
     for line in text.splitlines():
         try:
             content = json.loads(line)
-            epoch = one.validate_python(content) if set(content) == known else None
+            epoch = one.validate_python(content) if needed <= set(content) <= known else None
         except (ValueError, TypeError):
             epoch = None
         if epoch is None or epoch.epoch != len(metrics) + 1 or not _is_possible_epoch(epoch):

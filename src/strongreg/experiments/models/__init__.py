@@ -19,6 +19,6 @@ Anything else is a network of the user's own, named ``package.module:factory``.
 
 from strongreg.experiments.models.build import MODELS as MODELS
 from strongreg.experiments.models.build import build_model as build_model
-from strongreg.experiments.models.images import ImageShape as ImageShape
+from strongreg.experiments.models.inputs import ImageShape as ImageShape
 
 __all__ = ["MODELS", "ImageShape", "build_model"]

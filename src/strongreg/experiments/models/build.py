@@ -8,8 +8,10 @@ from functools import partial
 
 from torch import nn
 
+from strongreg.experiments.data import InputShape
 from strongreg.experiments.errors import UserError, check_known
-from strongreg.experiments.models.images import ImageShape
+from strongreg.experiments.models.decoder import decoder
+from strongreg.experiments.models.inputs import kind_of
 from strongreg.experiments.models.plain import alexnet, lenet5, lenet300, plain_cnn
 from strongreg.experiments.models.residual import resnet18, resnet_cifar, wide_resnet
 from strongreg.experiments.models.transformer import vit_tiny
@@ -22,12 +24,14 @@ class Network:
     """A network that can be built by name.
 
     Args:
-        factory: called with image shape, number of classes and the options given.
-        options: names of the options it takes, of "norm" and "dropout".
+        factory: called with input shape, number of classes and the options given.
+        options: names of the options it takes.
+        reads: "images" or "text".
     """
 
     factory: Callable[..., nn.Module]
     options: tuple[str, ...] = ()
+    reads: str = "images"
 
 
 MODELS: dict[str, Network] = {
@@ -46,16 +50,20 @@ MODELS: dict[str, Network] = {
     "resnet56": Network(partial(resnet_cifar, 56)),
     "wrn28_2": Network(partial(wide_resnet, 28, 2)),
     "vit_tiny": Network(vit_tiny),
+    "decoder": Network(decoder, ("width", "depth", "tied", "dropout"), reads="text"),
 }
 
 
 def build_model(
     name: str,
-    image_shape: ImageShape,
+    input_shape: InputShape,
     num_classes: int,
     *,
     norm: str | None = None,
     dropout: float | None = None,
+    width: int | None = None,
+    depth: int | None = None,
+    tied: bool | None = None,
 ) -> nn.Module:
     """Build a freshly initialized network.
 
@@ -65,23 +73,28 @@ def build_model(
 
     Args:
         name: a name in ``MODELS``, or ``package.module:factory`` for a network of the user's own.
-        image_shape: channels, height, width.
+        input_shape: channels, height, width of an image; or the bytes of a passage of text.
         num_classes: number of outputs.
         norm: "none" or "batch", for networks that take it; None for the network's own choice.
         dropout: share of neurons that are dropped, in [0, 1), for networks that take it; None for the network's own
             choice.
+        width: dimensions of a token, for decoder.
+        depth: number of blocks, for decoder.
+        tied: whether the last layer is the embedding, for decoder.
 
     Returns:
-        The network; it maps (batch, channels, height, width) to (batch, num_classes).
+        The network; it maps (batch, channels, height, width) to (batch, num_classes), or tokens of shape (batch,
+        tokens) to (batch, tokens, num_classes).
 
     Raises:
-        UserError: the name is unknown, the images do not fit the network, an option does not fit it or is out of range,
+        UserError: the name is unknown, the data do not fit the network, an option does not fit it or is out of range,
             or the user's own network does not do what it must.
     """
-    given = {option: value for option, value in (("norm", norm), ("dropout", dropout)) if value is not None}
+    options = {"norm": norm, "dropout": dropout, "width": width, "depth": depth, "tied": tied}
+    given = {option: value for option, value in options.items() if value is not None}
     if ":" in name:
         _check_options(name, given, ())
-        return build_user_model(name, image_shape, num_classes)
+        return build_user_model(name, input_shape, num_classes)
     try:
         check_known("model", name, MODELS)
     except UserError as error:
@@ -91,7 +104,11 @@ def build_model(
         check_known("norm", norm, NORMS)
     if dropout is not None and not 0 <= dropout < 1:
         raise UserError(f"dropout={dropout!r}: must be >= 0 and < 1")
-    return MODELS[name].factory(image_shape, num_classes, **given)
+    network, kind = MODELS[name], kind_of(input_shape)
+    if network.reads != kind:
+        readers = ", ".join(other for other, known in MODELS.items() if known.reads == kind)
+        raise UserError(f"model {name!r} reads {network.reads}, and the data are {kind}: choose one of {readers}")
+    return network.factory(input_shape, num_classes, **given)
 
 
 def _check_options(name: str, given: Mapping[str, object], taken: tuple[str, ...]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from strongreg.experiments.models.images import ImageShape, check_size
 from strongreg.experiments.models.initialization import he_normal
+from strongreg.experiments.models.inputs import ImageShape, check_size
 
 
 def plain_cnn(image_shape: ImageShape, num_classes: int) -> nn.Sequential:

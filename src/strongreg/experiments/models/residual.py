@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-from strongreg.experiments.models.images import ImageShape, check_size
 from strongreg.experiments.models.initialization import he_normal_fan_out
+from strongreg.experiments.models.inputs import ImageShape, check_size
 
 
 def resnet18(image_shape: ImageShape, num_classes: int) -> nn.Sequential:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from strongreg.experiments.errors import UserError
-from strongreg.experiments.models.images import ImageShape
 from strongreg.experiments.models.initialization import truncated_normal
+from strongreg.experiments.models.inputs import ImageShape
 
 _PATCH = 4
 _DIM, _DEPTH, _NUM_HEADS, _MLP_RATIO = 192, 12, 3, 4

@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from strongreg.experiments.data import InputShape
 from strongreg.experiments.errors import UserError
-from strongreg.experiments.models.images import ImageShape
+from strongreg.experiments.models.inputs import example_inputs, kind_of, output_shape
 
 _FORM = "a network of your own is named package.module:factory"
 _BATCH = 2
 _LONGEST = 400
 
 
-def build_user_model(name: str, image_shape: ImageShape, num_classes: int) -> nn.Module:
+def build_user_model(name: str, image_shape: InputShape, num_classes: int) -> nn.Module:
     """Import a factory and call it; its network keeps the weights it comes with.
 
     The current directory is searched first, as by ``python -m``. One batch of zeros is passed through the network in
@@ -31,7 +32,7 @@ def build_user_model(name: str, image_shape: ImageShape, num_classes: int) -> nn
 
     Args:
         name: ``package.module:factory``; the factory takes (image_shape, num_classes) and returns a module.
-        image_shape: channels, height, width.
+        image_shape: channels, height, width; of a text the bytes of a passage alone.
         num_classes: number of outputs.
 
     Returns:
@@ -39,7 +40,7 @@ def build_user_model(name: str, image_shape: ImageShape, num_classes: int) -> nn
 
     Raises:
         UserError: the module or factory cannot be found, is not what it should be or raises, or the network does not
-            map images to one output per class.
+            map images, or each token, to one output per class.
     """
     module_name, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
@@ -103,27 +104,28 @@ def _find(name: str, module: ModuleType, attribute: str) -> Any:
     return factory
 
 
-def _check_output(name: str, model: nn.Module, image_shape: ImageShape, num_classes: int) -> None:
+def _check_output(name: str, model: nn.Module, image_shape: InputShape, num_classes: int) -> None:
     """Pass zeros through, and leave the modes of all modules and torch's random numbers as they were."""
     modes = [(module, module.training) for module in model.modules()]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    images = torch.zeros(_BATCH, *image_shape, device=device)
+    inputs = example_inputs(_BATCH, image_shape, num_classes).to(device)
+    kind, expected = kind_of(image_shape), output_shape(_BATCH, image_shape, num_classes)
     try:
         with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            outputs = model.eval()(images)
+            outputs = model.eval()(inputs)
     except (Exception, SystemExit) as error:
         raise UserError(
-            f"model {name!r}: the network fails on images of shape {tuple(images.shape)}: {_tell(error)}; "
+            f"model {name!r}: the network fails on {kind} of shape {tuple(inputs.shape)}: {_tell(error)}; "
             "build it for the image_shape that the factory is given"
         ) from error
     finally:
         for module, training in modes:
             module.training = training
     shown = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else _show_type(outputs)
-    if not isinstance(outputs, Tensor) or outputs.shape != (_BATCH, num_classes):
+    if not isinstance(outputs, Tensor) or outputs.shape != expected:
         raise UserError(
-            f"model {name!r}: the network turns images of shape {tuple(images.shape)} into {shown} instead of shape "
-            f"{(_BATCH, num_classes)}; return one output per class, num_classes in all"
+            f"model {name!r}: the network turns {kind} of shape {tuple(inputs.shape)} into {shown} instead of shape "
+            f"{expected}; return one output per class, num_classes in all"
         )
 
 

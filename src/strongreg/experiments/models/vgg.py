@@ -8,8 +8,8 @@ from typing import Literal
 
 from torch import nn
 
-from strongreg.experiments.models.images import ImageShape, check_size
 from strongreg.experiments.models.initialization import he_normal, he_normal_fan_out
+from strongreg.experiments.models.inputs import ImageShape, check_size
 
 Norm = Literal["none", "batch"]
 NORMS: tuple[Norm, ...] = ("none", "batch")
