@@ -237,7 +237,7 @@ def test_a_network_of_ones_own(capsys, monkeypatch):
         (["dense", "--num-classes", "9"], "'5.weight' is (10, 100) there, (9, 100) here; the model is lenet300"),
         (
             ["dense", "--num-classes", "11"],
-            "a network of these sizes returns shape (2, 10) for 2 images; the model is lenet300 for images of 1x8x8",
+            "a network of these sizes returns shape (2, 10) for 2 inputs; the model is lenet300 for images of 1x8x8",
         ),
         (
             ["dense", "--image-shape", "1,8,9"],

@@ -94,6 +94,7 @@ class TextData:
         train: what the weights are fitted to.
         validation: held out from the training passages, for every choice; may hold none.
         test: never used for a choice.
+        num_classes: number of bytes that there are.
 
     Raises:
         ValueError: the passages differ in length.
