@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
 from strongreg.groups import Target
 
 _KEYS_OF_TORCH = ("state", "param_groups")
+_OF_DISABLING = tuple(str(Path(str(torch.__file__)).parent / name) for name in ("_compile.py", "_dynamo/eval_frame.py"))
 
 
 class Attachment:
@@ -118,15 +121,13 @@ class StepNesting:
     def __init__(self) -> None:
         self._entered: list[tuple[int, int]] = []
 
-    def enter(self, frame: FrameType) -> bool:
-        """A step begins.
-
-        Args:
-            frame: that of torch's wrapper around ``step``, which calls the hooks.
+    def enter(self) -> bool:
+        """A step begins; to be called by the hook itself, which torch's wrapper around ``step`` calls.
 
         Returns:
             Whether it is the outermost one.
         """
+        frame = _caller_of_hook(sys._getframe(1))
         self._forget_failed(frame.f_back)
         self._entered.append(_identity(frame))
         return len(self._entered) == 1
@@ -151,6 +152,15 @@ class StepNesting:
             running.add(_identity(frame))
             frame = frame.f_back
         self._entered = [entered for entered in self._entered if entered in running]
+
+
+def _caller_of_hook(frame: FrameType) -> FrameType:
+    """What calls a hook that is kept from torch.compile: torch's own frames for that lie between."""
+    caller = frame.f_back
+    while caller is not None and caller.f_code.co_filename in _OF_DISABLING:
+        caller = caller.f_back
+    assert caller is not None
+    return caller
 
 
 def _identity(frame: FrameType) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
@@ -358,8 +357,9 @@ class Regularizer:
 
     # ------------------------------------------------------------------ one step
 
+    @_disable_dynamo
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepArguments | None:
-        if self._attachment is None or not self._attachment.nesting.enter(sys._getframe(1)):
+        if self._attachment is None or not self._attachment.nesting.enter():
             return None
         self._before, self._decision, self._marked = None, None, None
 
@@ -403,14 +403,11 @@ class Regularizer:
         add_gradients(self.targets, shards.targets(), multipliers, signs, loss_scale(optimizer))
         return weighted_value(shards, multipliers) if isinstance(optimizer, LBFGS) else None
 
+    @_disable_dynamo
+    @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         if self._attachment is None or not self._attachment.nesting.leave():
             return
-        self._finish_step(optimizer)
-
-    @_disable_dynamo
-    @torch.no_grad()
-    def _finish_step(self, optimizer: Optimizer) -> None:
         before, decision, self._before, self._decision = self._before, self._decision, None, None
         if before is None:
             return

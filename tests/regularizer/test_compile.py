@@ -11,11 +11,8 @@ from strongreg import L1, CoherenceGate, Refit, Regularizer
 
 STEPS = 12
 
-# of torch's own code, which it traces
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.torch.jit.* is deprecated:DeprecationWarning"),
-]
+# of torch's own code, which it traces; any warning of ours is an error, such as of what dynamo cannot trace
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.* is deprecated:DeprecationWarning")
 
 
 class _Run:
@@ -66,3 +63,32 @@ def test_what_is_compiled_gives_the_same_and_is_not_compiled_anew_at_each_step(o
     assert run.reg.history["open"].tolist() == plain.reg.history["open"].tolist()
     assert run.reg.summary().total == plain.reg.summary().total
     assert set(plain.reg.history["open"].tolist()) == {0.0, 1.0}
+
+
+class _Nested(torch.optim.SGD):
+    """Its step calls that of SGD, so that torch calls the hooks twice; it can fail in between."""
+
+    fails = False
+
+    def step(self, closure=None):
+        super().step(closure)
+        if self.fails:
+            raise RuntimeError("between the steps")
+
+
+@pytest.mark.parametrize("compiles", [False, True], ids=["plain", "compiled"])
+def test_steps_within_steps_and_steps_that_failed_are_told_apart(compiles):
+    torch.compiler.reset()
+    model = nn.Linear(4, 3)
+    optimizer = _Nested(model.parameters(), lr=0.1)
+    reg = Regularizer(model, L1(0.02)).attach(optimizer)
+    step = torch.compile(lambda: optimizer.step(), backend="eager") if compiles else optimizer.step
+    for fails in (False, True, False, True, False):
+        optimizer.fails = fails
+        model(torch.ones(2, 4)).sum().backward()
+        if fails:
+            with pytest.raises(RuntimeError, match="between the steps"):
+                step()
+        else:
+            step()
+    assert reg.num_steps == 3
