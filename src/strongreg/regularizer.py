@@ -156,9 +156,10 @@ class Regularizer:
         penalties = list(dict.fromkeys(repr(t.penalty) for t in self.targets))
         held = self._attachment
         attached = "not attached" if held is None else f"attached to {type(held.optimizer).__name__}"
+        target = "" if self.target_compression is None else f"target_compression={self.target_compression!r}, "
         return (
             f"Regularizer({', '.join(penalties)} on {len(self.targets)} parameters, gate={self.gate!r}, "
-            f"schedule={self.schedule!r}, mode={self.mode!r}, {attached})"
+            f"schedule={self.schedule!r}, mode={self.mode!r}, {target}{attached})"
         )
 
     # ------------------------------------------------------------------ life cycle

@@ -239,6 +239,8 @@ def test_repr_shows_the_parts_and_the_attachment():
         "mode='proximal', not attached)"
     )
     assert repr(reg.attach(_sgd(model))).endswith("attached to SGD)")
+    asked = Regularizer(model, L1(0.1), schedule=Refit(60), target_compression=20)
+    assert repr(asked).endswith("mode='proximal', target_compression=20.0, not attached)")
 
 
 _DAMAGES = {
