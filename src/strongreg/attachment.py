@@ -107,7 +107,8 @@ def check_neighbours(targets: Sequence[Target], key: str, optimizer: Optimizer) 
             )
         if key == neighbour.key:
             raise ValueError(
-                f"another Regularizer on this optimizer has the key {key!r}: pass another attach(..., key=)"
+                f"another Regularizer on this optimizer has the key {key!r}: pass another one, key=, to attach or "
+                "to the callback of a host"
             )
 
 

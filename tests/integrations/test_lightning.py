@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from strongreg import L1, CoherenceGate, Refit, Regularizer
+from strongreg import L1, AlwaysOpen, CoherenceGate, Refit, Regularizer
 from strongreg.integrations.lightning import RegularizerCallback
 
 BATCHES, EPOCHS, BATCH_SIZE = 8, 4, 16
@@ -162,6 +162,101 @@ def test_what_is_logged(tmp_path, accumulate):
     assert rows[-1]["strongreg/compression"] == pytest.approx(callback.regularizer.summary().total.compression)
     assert rows[-1]["strongreg/compression"] > 1
     assert set(METRICS) <= set(trainer.callback_metrics)
+
+
+class Validated(Module):
+    """It is validated, too, with the data it is trained with."""
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def val_dataloader(self):
+        return DataLoader(data(), batch_size=BATCH_SIZE)
+
+
+@pytest.mark.parametrize("callback_first", [True, False], ids=["callback first", "monitor first"])
+@pytest.mark.parametrize(
+    ("module", "arguments", "checks"),
+    [
+        (Module, {}, EPOCHS),
+        (Module, {"log_every_n_steps": 3}, EPOCHS),
+        (Module, {"log_every_n_steps": 0}, EPOCHS),
+        (Module, {"max_steps": 2 * BATCHES + 3, "epochs": -1}, 3),
+        (Validated, {}, EPOCHS),
+        (Validated, {"val_check_interval": 0.25}, 4 * EPOCHS),
+    ],
+    ids=["rare logs", "odd logs", "no logs", "stopped within an epoch", "validated", "validated within the epoch"],
+)
+def test_what_is_monitored_is_there_at_each_check(tmp_path, callback_first, module, arguments, checks):
+    seen = []
+
+    class Stop(EarlyStopping):
+        def _run_early_stopping_check(self, trainer):
+            super()._run_early_stopping_check(trainer)
+            shown = trainer.callback_metrics[self.monitor].item()  # in float32
+            seen.append(shown == pytest.approx(callback.regularizer.summary().total.compression))
+
+    callback = RegularizerCallback(PENALTY, **OPTIONS)
+    stop = Stop("strongreg/compression", mode="max", patience=100)
+    callbacks = [callback, stop] if callback_first else [stop, callback]
+    fit(tmp_path, module(), *callbacks, **arguments)
+    assert seen == [True] * checks
+
+
+def test_the_best_checkpoint_by_compression_is_kept(tmp_path):
+    callback = RegularizerCallback(PENALTY, **OPTIONS)
+    save = ModelCheckpoint(
+        tmp_path,
+        monitor="strongreg/compression",
+        mode="max",
+        filename="{epoch}-{strongreg/compression:.2f}",
+        auto_insert_metric_name=False,
+    )
+    fit(tmp_path, Module(), callback, save)
+    compression = callback.regularizer.summary().total.compression
+    assert float(save.best_model_score) == pytest.approx(compression)
+    assert Path(save.best_model_path).parent == tmp_path, "the name of the metric is none of the file's"
+    assert Path(save.best_model_path).stem.endswith(f"-{compression:.2f}")
+
+
+def test_what_is_shown_between_the_logs_takes_nothing_from_them(tmp_path):
+    callback, logger = RegularizerCallback(PENALTY, **OPTIONS), CSVLogger(tmp_path)
+    fit(tmp_path, Validated(), callback, logger=logger, log_every_n_steps=5, num_sanity_val_steps=2)
+    with (Path(logger.log_dir) / "metrics.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["strongreg/open"]]
+    history = callback.regularizer.history
+    assert [int(row["step"]) + 1 for row in rows] == list(range(5, EPOCHS * BATCHES + 1, 5))
+    for row in rows:
+        end = int(row["step"]) + 1
+        assert float(row["strongreg/open"]) == pytest.approx(history["open"][end - 5 : end].mean(), rel=1e-6)
+
+
+def test_two_penalties_with_two_gates_on_one_network_resume_each_by_its_key(tmp_path):
+    def callbacks():
+        return [
+            RegularizerCallback({"net.0.weight": PENALTY}, **OPTIONS),
+            RegularizerCallback({"net.2.weight": L1(0.01)}, gate=AlwaysOpen(), key="last"),
+        ]
+
+    def run(folder, **arguments):
+        module, pair, save = Module(), callbacks(), ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+        trainer = fit(folder, module, *pair, save, **arguments)
+        assert {"strongreg/compression", "last/compression"} <= set(trainer.callback_metrics)
+        return module, pair
+
+    whole, wanted = run(tmp_path)
+    module, pair = run(tmp_path, checkpoint=str(tmp_path / "epoch=1.ckpt"))
+    for weight, its in zip(module.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(weight, its)
+    for ours, theirs in zip(pair, wanted, strict=True):
+        assert ours.regularizer.summary() == theirs.regularizer.summary()
+    assert set(pair[1].regularizer.history["open"]) == {1.0}
+
+
+def test_two_callbacks_without_a_key_of_their_own_are_told(tmp_path):
+    pair = [RegularizerCallback({f"net.{layer}.weight": PENALTY}) for layer in (0, 2)]
+    with pytest.raises(ValueError, match=r"has the key 'strongreg': pass another one, key=, .* the callback"):
+        fit(tmp_path, Module(), *pair)
 
 
 class Adversaries(Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 
 import numpy as np
@@ -130,6 +131,83 @@ def test_a_checkpoint_carries_the_regularizer(tmp_path, data, plain, epochs):
     assert_same(model, plain)
 
 
+def saved(model, folder) -> dict[str, str]:
+    """What ``load_params`` wants."""
+    files = {f"f_{part}": str(folder / part) for part in ("params", "optimizer", "history")}
+    model.save_params(**files)
+    return files
+
+
+@pytest.mark.parametrize("epochs", [1, 3], ids=["before the refit", "within the refit"])
+def test_load_params_carries_the_regularizer_into_a_new_network(tmp_path, data, plain, epochs):
+    files = saved(net(max_epochs=epochs).fit(*data), tmp_path)
+    model = net(max_epochs=EPOCHS - epochs).initialize()
+    model.load_params(**files)
+    assert_same(model.partial_fit(*data), plain)
+
+
+def test_what_was_loaded_does_not_come_back_after_more_training(tmp_path, data, plain):
+    save = Checkpoint(dirname=tmp_path, monitor=None)
+    net(("save", save), max_epochs=1).fit(*data)
+    load = LoadInitState(Checkpoint(dirname=tmp_path, monitor=None))
+    model = net(("load", load), max_epochs=1).fit(*data)
+    model = pickle.loads(pickle.dumps(model)).set_params(max_epochs=EPOCHS - 2)
+    assert_same(model.partial_fit(*data), plain)
+
+
+def test_a_checkpoint_is_loaded_by_a_callback_that_comes_first(tmp_path, data, plain):
+    save = Checkpoint(dirname=tmp_path, monitor=None)
+    net(("save", save), max_epochs=1).fit(*data)
+    model = net(max_epochs=EPOCHS - 1)
+    model.callbacks.insert(0, ("load", LoadInitState(Checkpoint(dirname=tmp_path, monitor=None))))
+    assert_same(model.fit(*data), plain)
+
+
+def test_a_state_that_training_without_it_has_left_behind_is_not_adopted(tmp_path, data):
+    first = saved(net(max_epochs=1).fit(*data), tmp_path)
+    without = net(max_epochs=1, callbacks__strongreg=None).initialize()
+    without.load_params(**first)
+    files = saved(without.partial_fit(*data), tmp_path)
+    model = net(max_epochs=1).initialize()
+    model.load_params(**files)
+    with pytest.warns(UserWarning, match=r"a Regularizer's state for other weights .* begins anew"):
+        model.partial_fit(*data)
+    assert regularizer(model).num_steps == BATCHES
+
+
+def test_set_params_of_a_callback_is_told_to_begin_anew(data):
+    model = net(max_epochs=1).fit(*data)
+    model.set_params(callbacks__strongreg__penalty=L1(0.1))
+    with pytest.warns(UserWarning, match=r"trained for 1 epochs, .*set_params.* begins anew, with step 0"):
+        model.partial_fit(*data)
+    assert regularizer(model).num_steps == BATCHES
+
+
+def test_two_penalties_with_two_gates_on_one_network_resume_each_by_its_key(tmp_path, data):
+    def pair(**changes):
+        second = RegularizerCallback({"2.weight": L1(0.01)}, gate=AlwaysOpen(), key="last")
+        return net(("last", second), penalty={"0.weight": PENALTY}, **changes)
+
+    files = saved(pair(max_epochs=2).fit(*data), tmp_path)
+    model = pair(max_epochs=EPOCHS - 2).initialize()
+    model.load_params(**files)
+    model.partial_fit(*data)
+    whole = pair().fit(*data)
+    for name in ("strongreg", "last"):
+        ours, theirs = (dict(m.callbacks_)[name].regularizer_ for m in (model, whole))
+        assert ours.summary() == theirs.summary()
+        assert len(whole.history[:, f"{name}/open"]) == EPOCHS
+    for weight, its in zip(model.module_.parameters(), whole.module_.parameters(), strict=True):
+        assert torch.equal(weight, its)
+
+
+def test_the_history_is_json_when_no_weight_is_left(tmp_path, data):
+    model = net(penalty=L1(1e3), options={"gate": AlwaysOpen(), "warn_of_collapse": False}, max_epochs=1).fit(*data)
+    model.history.to_file(tmp_path / "history.json")
+    text = (tmp_path / "history.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)[0]["strongreg/compression"] == 8 * 16 + 16 * 4
+
+
 def test_it_is_cloned_with_its_parameters_and_without_its_training(data):
     model = net().fit(*data)
     copied = clone(model)
@@ -147,6 +225,7 @@ def test_it_is_cloned_with_its_parameters_and_without_its_training(data):
         "target_compression",
         "history_every",
         "warn_of_collapse",
+        "key",
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 
 import pytest
@@ -16,7 +17,7 @@ from transformers import (
     get_scheduler,
 )
 
-from strongreg import L1, CoherenceGate, Refit, Regularizer
+from strongreg import L1, AlwaysOpen, CoherenceGate, Refit, Regularizer
 from strongreg.integrations.transformers import RegularizerCallback
 
 STEPS, EPOCH_STEPS, STOPS = 24, 8, (8, 13, 22)
@@ -222,6 +223,70 @@ def test_a_checkpoint_made_without_it_is_told(tmp_path):
     with pytest.warns(UserWarning, match=r"the checkpoint of step 4 has no state of a Regularizer"):
         host.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert callback.regularizer.num_steps == 4
+
+
+def test_a_state_that_training_without_it_has_left_behind_is_not_adopted(tmp_path):
+    def train(steps, *callbacks, since=None):
+        host = trainer(tmp_path, callbacks=callbacks, max_steps=steps, save_strategy="steps", save_steps=4)
+        host.train(resume_from_checkpoint=None if since is None else str(tmp_path / f"checkpoint-{since}"))
+
+    train(4, RegularizerCallback(PENALTY, **OPTIONS))
+    train(8, since=4)
+    callback = RegularizerCallback(PENALTY, **OPTIONS)
+    with pytest.warns(UserWarning, match=r"of step 8 has a Regularizer's state of step 4, .* begins anew"):
+        train(12, callback, since=8)
+    assert callback.regularizer.num_steps == 4
+
+
+class SkipsSteps(TrainerCallback):
+    """As with float16 and a scaler, the Trainer counts steps that the optimizer does not take."""
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        optimizer.zero_grad(set_to_none=True)
+        step, optimizer.optimizer.step = optimizer.optimizer.step, lambda *args, **kwargs: None
+        self.undo = lambda: setattr(optimizer.optimizer, "step", step)
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.undo()
+
+
+def test_steps_that_the_optimizer_skips_do_not_make_a_state_out_of_date(tmp_path):
+    first, second = RegularizerCallback(PENALTY, **OPTIONS), RegularizerCallback(PENALTY, **OPTIONS)
+    trainer(tmp_path, callbacks=[first, SkipsSteps()], max_steps=4, save_strategy="steps", save_steps=4).train()
+    assert first.regularizer.num_steps == 0
+    host = trainer(tmp_path, callbacks=[second], max_steps=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        host.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert second.regularizer.num_steps == 4
+
+
+def test_two_penalties_with_two_gates_on_one_network_resume_each_by_its_key(tmp_path):
+    def callbacks():
+        return [
+            RegularizerCallback({"bert.encoder.*.weight": PENALTY, "*": None}, **OPTIONS),
+            RegularizerCallback({"classifier.weight": L1(0.1), "*": None}, gate=AlwaysOpen(), key="head"),
+        ]
+
+    whole, resumed = callbacks(), callbacks()
+    host = trainer(tmp_path, callbacks=[*whole, Save()])
+    host.train()
+    again = trainer(tmp_path, callbacks=resumed)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-13"))
+    for name, weight in host.model.state_dict().items():
+        assert torch.equal(weight, again.model.state_dict()[name]), name
+    for ours, theirs in zip(resumed, whole, strict=True):
+        assert ours.regularizer.summary() == theirs.regularizer.summary()
+    assert {"strongreg/open", "head/open"} <= set(again.state.log_history[-2])
+
+
+def test_the_logs_are_json_when_no_weight_is_left(tmp_path):
+    callback = RegularizerCallback(L1(1e3), gate=AlwaysOpen(), warn_of_collapse=False)
+    trainer(tmp_path, callbacks=[callback], max_steps=4, save_strategy="steps", save_steps=4).train()
+    assert callback.regularizer.summary().total.compression == math.inf
+    text = (tmp_path / "checkpoint-4" / "trainer_state.json").read_text()
+    assert "strongreg/compression" in text
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
 def test_a_checkpoint_made_with_it_trains_on_without_it(tmp_path):

@@ -9,11 +9,12 @@ from torch.optim import Optimizer
 from strongreg.extras import how_to_install
 from strongreg.groups import PenaltySpec
 from strongreg.integrations.metrics import Metrics
-from strongreg.integrations.options import Builder, RegularizerOptions
+from strongreg.integrations.options import KEY, Builder, RegularizerOptions
 from strongreg.regularizer import Regularizer
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.trainer.states import TrainerFn
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"strongreg.integrations.lightning needs the package {error.name}: {how_to_install('lightning')}",
@@ -27,18 +28,22 @@ class RegularizerCallback(Callback):
     At the start of a fit a new Regularizer is attached to the optimizer of ``configure_optimizers``. A checkpoint is
     loaded after that, so that ``fit(ckpt_path=...)`` goes on with the Regularizer's state, too. Every
     ``log_every_n_steps`` the loggers get the entries of :meth:`strongreg.integrations.metrics.Metrics.read`.
+    EarlyStopping and ModelCheckpoint can monitor them at the end of each epoch and of each validation, too.
 
     Args:
         penalty: as for :class:`strongreg.Regularizer`.
         optimizer: which one, where the module has several: its position in what ``configure_optimizers`` returns. It
             must hold all parameters that the penalty is for, which a mapping from name pattern to penalty can say.
+        key: the entry of ``optimizer.state_dict()`` with the state, and how the names of the metrics begin; each of
+            several callbacks needs its own.
         **options: the keyword arguments of Regularizer: gate, schedule and so on.
 
     Attributes:
         regularizer: the Regularizer; None before the first fit.
 
     Raises:
-        TypeError: Regularizer has no such argument.
+        TypeError: Regularizer has no such argument, or the key is no string.
+        ValueError: torch uses the key itself.
 
     Example:
         >>> import strongreg
@@ -48,9 +53,14 @@ class RegularizerCallback(Callback):
     """
 
     def __init__(
-        self, penalty: PenaltySpec, *, optimizer: int | None = None, **options: Unpack[RegularizerOptions]
+        self,
+        penalty: PenaltySpec,
+        *,
+        optimizer: int | None = None,
+        key: str = KEY,
+        **options: Unpack[RegularizerOptions],
     ) -> None:
-        self._builder = Builder(penalty, **options)
+        self._builder = Builder(penalty, key, **options)
         self._position = optimizer
         self.regularizer: Regularizer | None = None
         self._metrics: Metrics | None = None
@@ -70,7 +80,7 @@ class RegularizerCallback(Callback):
         if self.regularizer is not None:
             self.regularizer.detach()
         optimizer = self._choose(trainer.optimizers)
-        self.regularizer = self._builder.build(pl_module).attach(optimizer)
+        self.regularizer = self._builder.attach(pl_module, optimizer)
 
     def _choose(self, optimizers: list[Optimizer]) -> Optimizer:
         if self._position is None and len(optimizers) != 1:
@@ -94,12 +104,12 @@ class RegularizerCallback(Callback):
             pl_module: the network.
         """
         if self.regularizer is not None:
-            self._metrics, self._logged_at = Metrics(self.regularizer), trainer.global_step
+            self._metrics, self._logged_at = Metrics(self.regularizer, self._builder.key), trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log, as often as the Trainer does.
+        """Log, as often as the Trainer does, and at the last step of an epoch for who monitors.
 
         Args:
             trainer: the Trainer.
@@ -109,7 +119,23 @@ class RegularizerCallback(Callback):
             batch_idx: its number.
         """
         every, step = trainer.log_every_n_steps, trainer.global_step
-        if self._metrics is None or every == 0 or step % every > 0 or step == self._logged_at:
+        is_due = every > 0 and step % every == 0
+        is_last = trainer.is_last_batch or step == trainer.max_steps
+        if self._metrics is None or not (is_due or is_last) or step == self._logged_at:
             return
-        self._logged_at = step
-        pl_module.log_dict(self._metrics.read(), on_step=True, on_epoch=False, batch_size=1)
+        if is_due:
+            self._logged_at = step
+        # what no logger takes is told again by the next log
+        pl_module.log_dict(self._metrics.read(keep=not is_due), on_step=True, on_epoch=False, batch_size=1)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show what holds now to who monitors at the end of this validation, but not to the loggers.
+
+        Args:
+            trainer: the Trainer.
+            pl_module: the network.
+        """
+        if self._metrics is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        values = self._metrics.read(keep=True)
+        pl_module.log_dict(values, on_step=False, on_epoch=True, logger=False, batch_size=1, sync_dist=True)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from torch.optim import Optimizer
-
 from strongreg.extras import how_to_install
 from strongreg.groups import PenaltySpec
+from strongreg.integrations.group_entry import carry, take
 from strongreg.integrations.metrics import Metrics
-from strongreg.integrations.options import Builder, RegularizerOptions
+from strongreg.integrations.options import KEY, Builder, RegularizerOptions
 from strongreg.optimizers import unwrap
 from strongreg.regularizer import Regularizer
 from strongreg.warning import warn
@@ -22,7 +21,7 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-_KEY = "strongreg"
+_SAVED_AT = "global_step"
 
 
 class RegularizerCallback(TrainerCallback):
@@ -34,18 +33,22 @@ class RegularizerCallback(TrainerCallback):
     come after this one.
 
     The Trainer loads its optimizer before any callback sees it, and torch drops what nobody has asked for, except in a
-    parameter group; so the state lies in the checkpoint's first parameter group, too. FSDP and DeepSpeed write the
-    optimizer in their own way: the state is not carried there, and a resumed run warns.
+    parameter group; so the state lies in the checkpoint's first parameter group, too, with the Trainer's step. A
+    checkpoint of another step, for there was training without this callback in between, begins anew with a warning, as
+    does one without a state. FSDP and DeepSpeed write the optimizer in their own way: the state is not carried there.
 
     Args:
         penalty: as for :class:`strongreg.Regularizer`.
-        **options: its keyword arguments: gate, schedule and so on.
+        key: the entry of ``optimizer.state_dict()`` with the state, and how the names of the metrics begin; each of
+            several callbacks needs its own.
+        **options: the keyword arguments of Regularizer: gate, schedule and so on.
 
     Attributes:
         regularizer: the Regularizer; None before the first training.
 
     Raises:
-        TypeError: Regularizer has no such argument.
+        TypeError: Regularizer has no such argument, or the key is no string.
+        ValueError: torch uses the key itself.
 
     Example:
         >>> import strongreg
@@ -54,8 +57,8 @@ class RegularizerCallback(TrainerCallback):
         >>> # trainer = Trainer(model, args, train_dataset=..., callbacks=[callback]); trainer.train()
     """
 
-    def __init__(self, penalty: PenaltySpec, **options: Unpack[RegularizerOptions]) -> None:
-        self._builder = Builder(penalty, **options)
+    def __init__(self, penalty: PenaltySpec, *, key: str = KEY, **options: Unpack[RegularizerOptions]) -> None:
+        self._builder = Builder(penalty, key, **options)
         self.regularizer: Regularizer | None = None
         self._metrics: Metrics | None = None
         self._handle: Any = None
@@ -75,21 +78,23 @@ class RegularizerCallback(TrainerCallback):
             TypeError: the optimizer is none of torch.
             ValueError: the Regularizer does not fit the network, the optimizer or the checkpoint.
         """
-        optimizer = unwrap(kwargs["optimizer"])
-        saved = optimizer.param_groups[0].pop(_KEY, None)
+        optimizer, key = unwrap(kwargs["optimizer"]), self._builder.key
+        saved = take(optimizer, key)
         if self.regularizer is not None:
             self.regularizer.detach()
             self._handle.remove()
-        self.regularizer = self._builder.build(kwargs["model"]).attach(optimizer, _KEY)
-        self._handle = optimizer.register_state_dict_post_hook(_copy_into_group)
-        if saved is not None:
+        self.regularizer = self._builder.attach(kwargs["model"], optimizer)
+        self._handle = carry(optimizer, key, lambda: {_SAVED_AT: state.global_step})
+        saved_at = None if saved is None else saved.get(_SAVED_AT)
+        if saved is not None and saved_at == state.global_step:
             self.regularizer.load_state_dict(saved)
         elif state.global_step > 0:
+            what = "no state of a Regularizer" if saved is None else f"a Regularizer's state of step {saved_at}"
             warn(
-                f"the checkpoint of step {state.global_step} has no state of a Regularizer: this one begins anew, with "
-                "step 0 of its schedule"
+                f"the checkpoint of step {state.global_step} has {what}, since it was trained without: this one begins "
+                "anew, with step 0 of its schedule"
             )
-        self._metrics = Metrics(self.regularizer)
+        self._metrics = Metrics(self.regularizer, key)
 
     def on_log(
         self,
@@ -114,8 +119,3 @@ class RegularizerCallback(TrainerCallback):
         logs.update(values)
         if state.log_history:
             state.log_history[-1].update(values)
-
-
-def _copy_into_group(_optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    """What torch keeps when it loads without us; ``torch.save`` writes tensors that are shared once."""
-    state_dict["param_groups"][0][_KEY] = state_dict[_KEY]
