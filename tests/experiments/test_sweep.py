@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from experiments.recipes import recipe
 from strongreg.experiments.engine.record import load_result
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.pool import ProcessDiedError, TaskPool
-from strongreg.experiments.recipe import build_recipe
+from strongreg.experiments.recipe import build_recipe, show_recipe
 from strongreg.experiments.sweep import Sweep, SweepListener, judge
 from strongreg.experiments.sweep_report import write_sweep_report
 from strongreg.sweeps.result import SearchResult
@@ -127,6 +128,92 @@ def test_a_run_that_finished_before_its_command_was_killed_is_not_trained_again(
         for left in (folder, tmp_path / "runs" / "always-trial3-seed0"):
             if left.exists():
                 left.rename(sweep.directory / "runs" / FOLDERS[claim.number])
+
+
+# ---------------------------------------------------------------------- runs that were there before the study
+
+
+def _without_its_study(sweep: Sweep, directory: Path) -> Path:
+    """A copy of a finished sweep whose study is gone."""
+    shutil.copytree(sweep.directory, directory)
+    for name in ("sweep.json", "sweep.db"):
+        (directory / name).unlink()
+    return directory
+
+
+def _results(sweep: Sweep) -> dict[float, tuple[float, float]]:
+    return {trial.strength: (trial.accuracy, trial.details["kept"]) for trial in sweep.found.trials}
+
+
+def test_finished_runs_are_taken_over_by_their_recipe_and_not_by_the_trial_s_number(swept, tmp_path):
+    sweep, _ = swept
+    runs = _without_its_study(sweep, tmp_path / "copy") / "runs"
+    for old, new in ((0, "spare"), (1, 0), (2, 1), ("spare", 2)):  # as after a kill, which moves the numbers
+        (runs / f"always-trial{old}-seed0").rename(runs / f"always-trial{new}-seed0")
+    written = sorted(file.stat().st_mtime_ns for file in runs.glob("*/result.json"))
+    again = _sweep(tmp_path / "copy")
+    assert again.num_runs_taken_over == 3
+    again.run(1, _listener())
+    assert _results(again).keys() == _results(sweep).keys()
+    assert str(_results(again)) == str(_results(sweep))  # one of them is NaN
+    assert sorted(file.stat().st_mtime_ns for file in runs.glob("*/result.json")) == written
+    assert sorted(path.name for path in runs.iterdir()) == FOLDERS
+
+
+def test_a_finished_run_of_another_strength_is_kept_and_not_taken_for_a_trial_s(swept, tmp_path):
+    sweep, _ = swept
+    runs = _without_its_study(sweep, tmp_path / "copy") / "runs"
+    before = load_result(runs / FOLDERS[0] / "result.json")
+    other = _sweep(tmp_path / "copy", num_trials=1, search_seed=1)
+    other.run(1, _listener())
+    (trial,) = other.found.trials
+    assert trial.strength != before.strength
+    assert load_result(runs / FOLDERS[0] / "result.json").strength == trial.strength
+    assert load_result(runs / f"{FOLDERS[0]}-before1" / "result.json") == before
+    assert len(list(runs.glob("*/result.json"))) == 4
+
+
+def test_a_checkpoint_of_another_strength_is_kept_and_not_gone_on_with(tmp_path):
+    long = recipe(model="lenet300", epochs=3, training__checkpoint_every=1)
+    sweep = _sweep(tmp_path, long, num_trials=1)
+    folder = tmp_path / "runs" / FOLDERS[0]
+    folder.mkdir()
+    strange = build_recipe({"penalty.strength": 0.5}, sweep.recipe.model_dump())
+    (folder / "recipe.toml").write_text(show_recipe(strange))
+    (folder / "checkpoint.pt").write_bytes(b"of another run")
+    sweep.run(1, _listener())
+    assert load_result(folder / "result.json").strength == sweep.found.trials[0].strength
+    assert (tmp_path / "runs" / f"{FOLDERS[0]}-before1" / "checkpoint.pt").read_bytes() == b"of another run"
+
+
+def test_a_run_of_another_seed_under_a_trial_s_name_is_not_taken_for_it(swept, tmp_path):
+    sweep, _ = swept
+    runs = _without_its_study(sweep, tmp_path / "copy") / "runs"
+    file = runs / FOLDERS[0] / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"seed": 7}))
+    again = _sweep(tmp_path / "copy", num_trials=1)
+    again.run(1, _listener())
+    assert load_result(file).seed == 0
+    assert load_result(runs / f"{FOLDERS[0]}-before1" / "result.json").seed == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [
+        ({"penalty__name": "l2", "epochs": 7}, "penalty.name='l1' there, 'l2' now, training.epochs=3 there, 7 now"),
+        ({"penalty__refit_share": 0.25}, "penalty.refit_share=0.5 there, 0.25 now"),
+    ],
+)
+def test_runs_of_another_recipe_are_an_error_that_names_the_difference(swept, tmp_path, options, difference):
+    sweep, _ = swept
+    directory = _without_its_study(sweep, tmp_path / "copy")
+    same = {"model": "lenet300", "epochs": 3, "strength_ramp_share": 0.0, "training__stop_when_dead": 1}
+    before = sorted(directory.glob("**/*"))
+    with pytest.raises(UserError, match=rf"holds runs of another recipe \(.*{difference}.*choose another --out, or del"):
+        _sweep(directory, recipe(**{**same, **options}))
+    assert sorted(directory.glob("**/*")) == before
+    with pytest.raises(UserError, match="method='always' there, 'delayed' now"):
+        Sweep(RECIPE, "delayed", [0], 3, directory, **RANGE)
 
 
 # ---------------------------------------------------------------------- deaths

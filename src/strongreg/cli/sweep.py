@@ -136,6 +136,12 @@ def _run(sweep: Sweep, workers: int | None, max_loss: float, *, as_json: bool) -
     messages, directory = Console(stderr=True), sweep.directory
     if kept := sweep.num_finished:
         say(messages, f"{kept} finished {'trial' if kept == 1 else 'trials'} found in {sweep.storage}")
+    if sweep.num_runs_taken_over:
+        say(
+            messages,
+            f"{sweep.num_runs_taken_over} runs of this recipe found in {directory / 'runs'}: those of a strength that "
+            "is tried are taken over, the others stay where they are",
+        )
     show_slow_choices(messages, sweep.recipe, [sweep.method])
     num_missing = (sweep.num_trials - kept) * len(sweep.seeds)
     num_workers = workers or max(1, min(most_workers(sweep.recipe), num_missing))

@@ -6,7 +6,7 @@ one study. So there are two kinds of death. A *process of the pool* that is kill
 trains the trial on from the last checkpoint in a new pool. A *command* that is killed, or its machine, leaves trials
 that others take up (:mod:`strongreg.sweeps.trials`), from the checkpoint where they can see the same directory. The
 runs of a trial lie in folders with the trial's number, and a trial that is taken up has a new number: the folder is
-renamed, so that nobody else writes there.
+renamed, so that nobody else writes there (:mod:`strongreg.experiments.sweep_runs`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from strongreg.experiments.files import finite_only, read_json, write_json
 from strongreg.experiments.pool import ProcessDiedError, Task, TaskPool
 from strongreg.experiments.recipe import Method, Recipe, build_recipe
 from strongreg.experiments.runnable import check_runnable, holding_out, on_a_real_device, outcome
+from strongreg.experiments.sweep_runs import RunFolders
 from strongreg.sweeps import SearchResult, SearchTrial, StudyError
 from strongreg.sweeps import storage as studies
 from strongreg.sweeps.trials import Claim, SearchRange, TrialQueue
@@ -124,20 +125,28 @@ class Sweep:
         self.range = _range_of(recipe.penalty.strength, lowest, highest, search_seed)
         check_runnable(self.recipe, [method], data_dir)
         self._held: dict[int, _Held] = {}
+        self.study_name = study_name
         try:
+            self._folders = RunFolders(directory, self.recipe, method)
             (directory / "runs").mkdir(parents=True, exist_ok=True)
             with _as_user_errors():
-                url = storage or studies.file_url(directory / _DATABASE)
-                opened = studies.open_study(url, study_name, self._config())
-                self._check_directory(opened)
-                self._queue = TrialQueue(opened, self.range)
-                if opened.is_new:
-                    self._queue.plan(num_trials)
+                self._open(storage)
         except ImportError as error:
             raise UserError(str(error)) from error
         except OSError as error:
             raise cannot_write(directory, error, CHOOSE_OUT) from error
-        self.storage, self.study_name = opened.shown, study_name
+
+    def _open(self, storage: str | None) -> None:
+        """Open the study, once it is known that the directory is of no other one."""
+        url = storage or studies.file_url(self.directory / _DATABASE)
+        is_known = (self.directory / FILE).exists()
+        self.num_runs_taken_over = 0 if is_known else self._folders.check()
+        opened = studies.open_study(url, self.study_name, self._config())
+        self._check_directory(opened)
+        self.storage = opened.shown
+        self._queue = TrialQueue(opened, self.range)
+        if opened.is_new:
+            self._queue.plan(self.num_trials)
 
     def _config(self) -> dict[str, Any]:
         """What decides the outcome of a trial; the machines may differ in their devices."""
@@ -244,22 +253,13 @@ class Sweep:
         return True
 
     def _submit(self, pool: TaskPool, claim: Claim, seed: int) -> Future[RunResult | None]:
-        folder = self._folder(claim.number, seed)
-        for number in claim.earlier:
-            if folder.exists():
-                break
-            with contextlib.suppress(OSError):  # it is another machine's
-                self._folder(number, seed).rename(folder)
-        folder.mkdir(exist_ok=True)
+        recipe = build_recipe({"penalty.strength": claim.strength}, self.recipe.model_dump())
+        folder = self._folders.take(recipe, seed, claim.number, claim.earlier)
         if (folder / RESULT_FILE).exists():
             future: Future[RunResult | None] = Future()
             future.set_result(load_result(folder / RESULT_FILE))
             return future
-        recipe = build_recipe({"penalty.strength": claim.strength}, self.recipe.model_dump())
         return pool.submit(Task(recipe, self.method, seed, folder, self.data_dir))
-
-    def _folder(self, number: int, seed: int) -> Path:
-        return self.directory / "runs" / f"{self.method}-trial{number}-seed{seed}"
 
     def _conclude(self, held: _Held, listener: SweepListener) -> None:
         """Record what came of a trial all of whose runs are done."""
