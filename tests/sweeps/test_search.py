@@ -8,7 +8,10 @@ import random
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
+import numpy as np
+import optuna
 import pytest
 
 import strongreg
@@ -210,10 +213,10 @@ def test_of_two_processes_on_one_study_one_is_killed_and_each_strength_is_done_o
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"low": 0.0}, "lowest=0.0"),
-        ({"low": math.nan}, "lowest=nan"),
-        ({"high": 1e-4}, r"highest=0.0001: must be finite and above lowest=0.001"),
-        ({"high": math.inf}, "highest=inf"),
+        ({"low": 0.0}, "low=0.0: the smallest strength"),
+        ({"low": math.nan}, "low=nan"),
+        ({"high": 1e-4}, r"^high=0.0001: must be finite and above low=0.001"),
+        ({"high": math.inf}, "high=inf"),
         ({"num_trials": 0}, "num_trials=0"),
         ({"num_trials": True}, "num_trials=True"),
     ],
@@ -221,6 +224,53 @@ def test_of_two_processes_on_one_study_one_is_killed_and_each_strength_is_done_o
 def test_bad_numbers_are_an_error(options, message):
     with pytest.raises(ValueError, match=message):
         _search(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"low": "a"}, "low='a': must be a number > 0"),
+        ({"high": None}, "high=None: must be a number > 0"),
+        ({"high": True}, "high=True: must be a number > 0"),
+        ({"high": 10**400}, "high=1000.*: must be a number"),
+        ({"seed": None}, "seed=None: must be an integer"),
+        ({"seed": "a"}, "seed='a': must be an integer"),
+        ({"seed": 0.5}, "seed=0.5: must be an integer"),
+        ({"seed": True}, "seed=True: must be an integer"),
+        ({"storage": Path("x.db")}, r"storage=.*Path\('x.db'\): must be a text; write 'sqlite:///x.db'"),
+        ({"storage": optuna.storages.InMemoryStorage()}, "storage is of type InMemoryStorage: must be the URL of a data"),
+        ({"study_name": 3}, "study name 3: must be a text"),
+    ],
+)
+def test_an_argument_of_another_type_is_an_error_that_names_it(tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TypeError, match=message):
+        _search(**options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_name_of_a_study_is_an_error():
+    with pytest.raises(strongreg.StudyError, match="study name '' is empty: give it a name"):
+        _search(study_name="")
+
+
+def test_a_seed_of_numpy_is_the_integer_that_it_is(tmp_path):
+    url = f"sqlite:///{tmp_path / 'search.db'}"
+    assert _search(seed=np.int64(1), storage=url) == _search(seed=1, storage=url)
+
+
+@pytest.mark.parametrize("values", [(math.inf, 2.0), (-math.inf, 1.0), (0.9, -math.inf)])
+def test_an_infinite_accuracy_is_an_error_that_names_value_and_remedy(tmp_path, values):
+    url = f"sqlite:///{tmp_path / 'search.db'}"
+    with pytest.raises(ValueError, match=r"train_fn\(.*inf.*: an accuracy must be finite, .* raise strongreg.DeadRun"):
+        _search(lambda _: values, storage=url)
+    assert len(_search(storage=url).trials) == 5  # and the trial is not lost
+
+
+def test_a_network_without_a_weight_is_dead_and_never_the_best():
+    found = _search(lambda strength: (0.9, math.inf) if strength > 0.1 else (0.9, 2.0), num_trials=8)
+    assert [trial.is_dead for trial in found.trials] == [trial.strength > 0.1 for trial in found.trials]
+    assert found.best().compression == 2.0
 
 
 @pytest.mark.parametrize("value", [None, 0.9, (0.9,), (0.9, "much"), (0.9, 1.0, 2.0)])

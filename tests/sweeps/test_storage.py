@@ -8,6 +8,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
 
 from strongreg.sweeps import StudyError, storage
 from strongreg.sweeps.storage import open_study
@@ -29,7 +30,7 @@ def _error(url: str) -> str:
     [
         ("nothing", "storage 'nothing' is no URL: write sqlite:///FILE or postgresql://"),
         ("", "storage '' is no URL"),
-        ("postgresql://me:secret@host:port/x", "storage 'postgresql://me:***@host:port/x' is no URL"),
+        ("postgresql://me:secret@host:port/x", "storage 'postgresql://***' is no URL"),
         ("nosuch://me:secret@host/x", "storage nosuch://me:***@host/x: there is no such kind of database"),
         ("sqlite+none://", "is in memory"),
         ("sqlite://", "storage 'sqlite://' is in memory and would be gone afterwards"),
@@ -46,10 +47,58 @@ def test_a_url_that_leads_nowhere(tmp_path, monkeypatch, url, message):
     assert message in _error(url)
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:se/cret@h:5x/x", "postgresql://***"),
+        ("postgresql//u:se/cret@h/x", "***"),
+        ("postgresql://u:cret:se@h:p/x", "postgresql://***"),
+        ("postgresql://u:se@cret@h:port/x", "postgresql://***"),
+        ("postgresql://u:se@cret@h/x", "postgresql://***"),
+        ("postgresql+psycopg://u@h:p/x?password=cret", "postgresql+psycopg://***"),
+        ("host=h password=cret", "***"),
+        ("u:cret@h", "***"),
+        ("cret@h", "***"),
+    ],
+)
+def test_of_a_url_that_cannot_be_read_nothing_is_shown_that_may_be_a_password(url, shown):
+    text = _error(url)
+    assert text.startswith(f"storage {shown!r}")
+    assert "cret" not in text.replace("secret", "")
+
+
 def test_a_password_is_hidden_wherever_it_stands():
     parsed = storage._parse("postgresql://me:secret@host/x?sslmode=require&password=secret2")
-    assert storage._show(parsed) == "postgresql://me:***@host/x?password=%2A%2A%2A&sslmode=require"
+    assert storage._show(parsed) == "postgresql://me:***@host/x?password=***&sslmode=require"
     assert storage._passwords(parsed) == ("secret", "secret2")
+    twice = storage._parse("postgresql://host/x?SSLPassword=secret&SSLPassword=secret2&PWD=s")
+    assert storage._show(twice) == "postgresql://host/x?PWD=***&SSLPassword=***"
+    assert sorted(storage._passwords(twice)) == ["s", "secret", "secret2"]
+    assert "secret" not in _error("sqlite://?password=secret")
+
+
+def test_a_full_disk_has_a_remedy_of_its_own(tmp_path, monkeypatch):
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+
+    def connect(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute(f"PRAGMA max_page_count = {connection.execute('PRAGMA page_count').fetchone()[0]}")
+
+    opened = open_study(url, "s", CONFIG)
+    sqlalchemy.event.listen(opened.storage.engine, "connect", connect)
+    with pytest.raises(StudyError, match="database or disk is full; make room on the disk") as caught, opened.errors_told():
+        opened.study.set_user_attr("long", ["x" * 1000] * 1000)
+    assert "check the URL" not in str(caught.value)
+
+
+def test_asking_for_a_study_makes_none(tmp_path):
+    file = tmp_path / "a.db"
+    assert storage.identity_of(f"sqlite:///{file}", "s") is None
+    assert not file.exists()
+    opened = open_study(f"sqlite:///{file}", "s", CONFIG)
+    assert storage.identity_of(f"sqlite:///{file}", "s") == opened.identity
+    assert storage.identity_of(f"sqlite:///file:{file}?uri=true", "s") == opened.identity
+    assert storage.identity_of(f"sqlite:///{file}", "other") is None
+    assert optuna.get_all_study_names(f"sqlite:///{file}") == ["s"]
 
 
 def test_a_driver_that_is_missing_is_named(monkeypatch):

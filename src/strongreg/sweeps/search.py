@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import Any
 from strongreg.sweeps import storage as studies
 from strongreg.sweeps.errors import DeadRunError, StudyError
 from strongreg.sweeps.result import SearchResult
-from strongreg.sweeps.trials import Claim, SearchRange, TrialQueue
+from strongreg.sweeps.trials import Claim, SearchRange, TrialQueue, check_range
 
 TrainFunction = Callable[[float], tuple[float, float]]
 _POLL_SECONDS = 1.0
@@ -38,23 +39,24 @@ def search_strength(
     Args:
         train_fn: trains a network with a penalty of the given strength and returns its accuracy and its compression, of
             both the more the better. The accuracy is to be that of validation images: a choice is made by it. A network
-            that died is told by :class:`DeadRunError`, or by NaN in place of one of the two. Whatever else it raises
-            ends the search, and the trial waits for the next call.
+            that died is told by :class:`DeadRunError`, by NaN in place of one of the two, or by an infinite compression:
+            no weight is left. Whatever else it raises ends the search, and the trial waits for the next call.
         low: smallest strength, > 0.
         high: largest strength, > ``low``.
         num_trials: of the whole search, those of earlier calls and other processes included, >= 1.
         storage: a database as SQLAlchemy writes it, such as sqlite:///search.db or postgresql://user@host/database;
             None for memory.
         study_name: tells searches in one storage apart.
-        seed: shifts the sequence of strengths.
+        seed: shifts the sequence of strengths; an integer, so that they are the same again.
 
     Returns:
         All finished trials.
 
     Raises:
         ImportError: optuna is missing.
-        TypeError: ``train_fn`` cannot be called, or does not return two numbers.
-        ValueError: the range is none, or ``num_trials`` is below 1.
+        TypeError: ``train_fn`` cannot be called, or does not return two numbers; the range is not of numbers, ``seed``
+            no integer, ``storage`` or ``study_name`` no text.
+        ValueError: the range is none, ``num_trials`` is below 1, or ``train_fn`` returns an infinite accuracy.
         StudyError: the storage cannot be used, or the study in it is of another range or seed.
 
     Example:
@@ -71,8 +73,10 @@ def search_strength(
         raise TypeError(f"train_fn={train_fn!r}: must be a function of the strength")
     if isinstance(num_trials, bool) or not isinstance(num_trials, int) or num_trials < 1:
         raise ValueError(f"num_trials={num_trials!r}: must be a whole number >= 1")
-    range_ = SearchRange(float(low), float(high), seed)
-    config = {"search": {"low": range_.lowest, "high": range_.highest, "seed": seed}}
+    ends = _number("low", low), _number("high", high)
+    check_range(*ends, names=("low", "high"))
+    range_ = SearchRange(*ends, _integer("seed", seed))
+    config = {"search": {"low": range_.lowest, "high": range_.highest, "seed": range_.seed}}
     opened = studies.open_study(storage, study_name, config)
     queue = TrialQueue(opened, range_)
     try:
@@ -87,6 +91,24 @@ def search_strength(
         return SearchResult(tuple(queue.outcomes()))
     finally:
         queue.leave()
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        if isinstance(value, str | bytes | bool):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"{name}={value!r}: must be a number > 0, such as 0.001") from error
+
+
+def _integer(name: str, value: Any) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}={value!r}: must be an integer, such as 0: it makes the strengths the same again") from None
 
 
 def _train(train_fn: TrainFunction, claim: Claim, queue: TrialQueue, num_trials: int) -> None:
@@ -115,7 +137,14 @@ def _values(train_fn: TrainFunction, strength: float) -> tuple[float, float] | N
     if not (isinstance(accuracy, numbers.Real) and isinstance(compression, numbers.Real)):
         raise TypeError(f"train_fn({strength:g}) returned {values!r}: must return two numbers")
     pair = float(accuracy), float(compression)
-    return None if any(map(math.isnan, pair)) else pair
+    if any(map(math.isnan, pair)):
+        return None
+    if math.isinf(pair[0]) or pair[1] == -math.inf:
+        raise ValueError(
+            f"train_fn({strength:g}) returned {values!r}: an accuracy must be finite, and a compression not be -inf; of a "
+            "network that died return NaN, or raise strongreg.DeadRunError"
+        )
+    return None if math.isinf(pair[1]) else pair  # no weight is left: whatever it says is the same for every image
 
 
 @contextmanager

@@ -28,7 +28,11 @@ HEARTBEAT_SECONDS = 10
 GRACE_SECONDS = 60
 """After how long a silence others take them up."""
 _LOCK_SECONDS = 60.0
-_SECRETS = ("password", "passwd", "sslpassword")
+_SECRETS = ("pass", "pwd", "secret", "token", "odbc_connect")
+"""What the name of a part of a URL's query says if it holds a password."""
+_SEPARATORS = set(":/@?&=; ")
+_KIND = re.compile(r"[A-Za-z][A-Za-z0-9_+]*://")
+_HOW_TO_WRITE = "write sqlite:///FILE or postgresql://USER@HOST/DATABASE"
 _CONFIG, _ID = "strongreg", "strongreg_id"
 _ATTEMPTS = 20
 _CONFIG_SECONDS = 10.0
@@ -78,26 +82,75 @@ def open_study(url: str | None, name: str, config: dict[str, Any]) -> OpenStudy:
 
     Raises:
         ImportError: optuna is missing.
+        TypeError: the URL or the name is no text.
         StudyError: the storage cannot be used, or the study is of another configuration.
     """
-    try:
-        import optuna
-    except ImportError as error:
-        raise _optuna_is_missing() from error
-    shown, secrets = "in memory", tuple[str, ...]()
-    storage: BaseStorage
-    if url is None:
-        storage = optuna.storages.InMemoryStorage()
-    else:
-        parsed = _parse(url)
-        shown, secrets = _show(parsed), _passwords(parsed)
-        with _errors_told(shown, secrets):
-            storage = _connect(parsed)
+    _check_name(name)
+    storage, shown, secrets = _open_storage(url)
     with _errors_told(shown, secrets):
         plain = json.loads(json.dumps(config))
         study, is_new = _create_or_load(storage, name, plain)
         _check_config(study, plain, shown)
         return OpenStudy(storage, study, shown, study.user_attrs[_ID], is_new, secrets)
+
+
+def show_url(url: str) -> str:
+    """A storage's URL for people.
+
+    Args:
+        url: as for :func:`open_study`.
+
+    Returns:
+        It, without a password.
+
+    Raises:
+        ImportError: optuna is missing.
+        TypeError: the URL is no text.
+        StudyError: it is no URL.
+    """
+    return _show(_parse(url))
+
+
+def identity_of(url: str, name: str) -> str | None:
+    """The identity of a study that may be there; it is not made.
+
+    Args:
+        url: as for :func:`open_study`.
+        name: of the study.
+
+    Returns:
+        Its :attr:`OpenStudy.identity`; None where there is no such study, or it is not of strongreg.
+
+    Raises:
+        ImportError: optuna is missing.
+        TypeError: the URL or the name is no text.
+        StudyError: the storage cannot be used.
+    """
+    _check_name(name)
+    parsed = _parse(url)
+    if parsed.get_backend_name() == "sqlite" and "uri" not in parsed.query and not Path(str(parsed.database)).exists():
+        return None  # SQLite would make the file
+    storage, shown, secrets = _open_storage(url)
+    with _errors_told(shown, secrets):
+        try:
+            identity = storage.get_study_user_attrs(storage.get_study_id_from_name(name)).get(_ID)
+        except KeyError:
+            identity = None
+        finally:
+            close(storage)
+    return identity if isinstance(identity, str) else None
+
+
+def close(storage: BaseStorage) -> None:
+    """Let go of the connections of a storage, which opens new ones if it is used again.
+
+    Args:
+        storage: of optuna.
+    """
+    from optuna.storages import RDBStorage
+
+    if isinstance(storage, RDBStorage):
+        storage.engine.dispose()
 
 
 def file_url(file: Path) -> str:
@@ -123,6 +176,13 @@ def _optuna_is_missing() -> ImportError:
     return ImportError(f"a search for a strength needs the package 'optuna': {how_to_install('sweep')}")
 
 
+def _check_name(name: str) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"study name {name!r}: must be a text, such as 'strongreg'")
+    if not name.strip():
+        raise StudyError(f"study name {name!r} is empty: give it a name, such as 'mcp'")
+
+
 # ---------------------------------------------------------------------- URL
 
 
@@ -130,29 +190,72 @@ def _parse(url: str) -> URL:
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
+    _check_type(url)
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
-        hidden = re.sub(r"(?<=:)[^:/@]*(?=@)", "***", url)
+        raise StudyError(f"storage {_show_broken(url)!r} is no URL: {_HOW_TO_WRITE}") from None
+    if "@" in (parsed.host or ""):  # the rest of the password
         raise StudyError(
-            f"storage {hidden!r} is no URL: write sqlite:///FILE or postgresql://USER@HOST/DATABASE"
-        ) from None
+            f"storage {_show_broken(url)!r}: a user or a password with @ in it is no URL; write %40 for it, or the "
+            "password in ~/.pgpass"
+        )
     if parsed.get_backend_name() == "sqlite" and (parsed.database or ":memory:") == ":memory:":
-        raise StudyError(f"storage {url!r} is in memory and would be gone afterwards: write sqlite:///FILE")
+        raise StudyError(f"storage {_show(parsed)!r} is in memory and would be gone afterwards: write sqlite:///FILE")
     return parsed
 
 
+def _check_type(url: object) -> None:
+    if isinstance(url, Path):
+        raise TypeError(f"storage={url!r}: must be a text; write {f'sqlite:///{url}'!r}")
+    if not isinstance(url, str):  # not its value: what connects to a database may know a password
+        raise TypeError(
+            f"storage is of type {type(url).__name__}: must be the URL of a database as a text, such as "
+            "'sqlite:///search.db', or None for memory"
+        )
+
+
+def _show_broken(url: str) -> str:
+    """Of what cannot be told apart into its parts, only what is no password."""
+    if not (_SEPARATORS & set(url)):  # a word, such as the name of a file
+        return url
+    kind = _KIND.match(url)
+    return f"{kind[0]}***" if kind else "***"
+
+
 def _show(url: URL) -> str:
-    hidden = {name: "***" for name in url.query if name.lower() in _SECRETS}
-    return url.update_query_dict(hidden).render_as_string(hide_password=True)
+    hidden = {name: "***" for name in url.query if _is_secret(name)}
+    text = url.update_query_dict(hidden).render_as_string(hide_password=True)
+    return text.replace("=%2A%2A%2A", "=***")
 
 
 def _passwords(url: URL) -> tuple[str, ...]:
-    found = [url.password, *(value for name, value in url.query.items() if name.lower() in _SECRETS)]
+    found = [url.password]
+    for name, value in url.query.items():
+        if _is_secret(name):
+            found += [value] if isinstance(value, str) else value
     return tuple(str(password) for password in found if password)
 
 
+def _is_secret(name: str) -> bool:
+    return any(word in name.lower() for word in _SECRETS)
+
+
 # ---------------------------------------------------------------------- storage
+
+
+def _open_storage(url: str | None) -> tuple[BaseStorage, str, tuple[str, ...]]:
+    """The storage, its URL without a password, and the passwords."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise _optuna_is_missing() from error
+    if url is None:
+        return optuna.storages.InMemoryStorage(), "in memory", ()
+    parsed = _parse(url)
+    shown, secrets = _show(parsed), _passwords(parsed)
+    with _errors_told(shown, secrets):
+        return _connect(parsed), shown, secrets
 
 
 def _connect(url: URL) -> RDBStorage:
@@ -218,10 +321,7 @@ def _errors_told(shown: str, secrets: tuple[str, ...]) -> Iterator[None]:
     try:
         yield
     except NoSuchModuleError as error:
-        raise StudyError(
-            f"storage {shown}: there is no such kind of database; write sqlite:///FILE or "
-            "postgresql://USER@HOST/DATABASE"
-        ) from error
+        raise StudyError(f"storage {shown}: there is no such kind of database; {_HOW_TO_WRITE}") from error
     except ImportError as error:
         missing = error.__cause__.name if isinstance(error.__cause__, ImportError) else error.name
         raise StudyError(f"storage {shown} needs the package {missing!r}: install it with pip") from error
@@ -242,6 +342,8 @@ def _reason(error: BaseException) -> str:
 
 
 def _remedy(reason: str) -> str:
+    if any(words in reason.lower() for words in ("is full", "no space left", "could not extend", "quota")):
+        return "make room on the disk that it lies on; what is finished is kept, and the same command goes on"
     if "locked" in reason:
         return "another program holds it: let that end, or take PostgreSQL where many write at once"
     if any(word in reason for word in ("readonly", "read-only", "unable to open")):

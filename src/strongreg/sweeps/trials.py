@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from strongreg.sweeps.presence import Presence, forget, is_gone
 from strongreg.sweeps.result import SearchTrial
-from strongreg.sweeps.storage import OpenStudy
+from strongreg.sweeps.storage import OpenStudy, close
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, TrialState
@@ -38,6 +38,24 @@ if TYPE_CHECKING:
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _STRENGTH, _INDEX, _DETAILS = "strength", "index", "details"
 _WORKER, _LOCK, _HOST = "worker", "lock", "host"
+
+
+def check_range(lowest: float, highest: float, names: tuple[str, str] = ("lowest", "highest")) -> None:
+    """Check the ends of a range of strengths.
+
+    Args:
+        lowest: smallest strength, > 0.
+        highest: largest strength, > ``lowest``.
+        names: what the caller calls the two.
+
+    Raises:
+        ValueError: they are no range.
+    """
+    low, high = names
+    if not (0 < lowest < math.inf):
+        raise ValueError(f"{low}={lowest}: the smallest strength of a search must be > 0 and finite")
+    if not (lowest < highest < math.inf):
+        raise ValueError(f"{high}={highest}: must be finite and above {low}={lowest}")
 
 
 @dataclass(frozen=True)
@@ -60,10 +78,7 @@ class SearchRange:
         Raises:
             ValueError: they are no range.
         """
-        if not (0 < self.lowest < math.inf):
-            raise ValueError(f"lowest={self.lowest}: the smallest strength of a search must be > 0 and finite")
-        if not (self.lowest < self.highest < math.inf):
-            raise ValueError(f"highest={self.highest}: must be finite and above lowest={self.lowest}")
+        check_range(self.lowest, self.highest)
 
     def strength_of(self, index: int) -> float:
         """The strength of a trial: the golden ratio's multiples, which fill the range evenly however many there are.
@@ -349,11 +364,8 @@ class TrialQueue:
 
     def leave(self) -> None:
         """This process takes no more trials."""
-        from optuna.storages import RDBStorage
-
         self._presence.leave()
-        if isinstance(self._storage, RDBStorage):
-            self._storage.engine.dispose()
+        close(self._storage)
 
     # ------------------------------------------------------------------ storage
 
