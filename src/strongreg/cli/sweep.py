@@ -136,11 +136,11 @@ def _run(sweep: Sweep, workers: int | None, max_loss: float, *, as_json: bool) -
     messages, directory = Console(stderr=True), sweep.directory
     if kept := sweep.num_finished:
         say(messages, f"{kept} finished {'trial' if kept == 1 else 'trials'} found in {sweep.storage}")
-    if sweep.num_runs_taken_over:
+    if there := sweep.num_runs_taken_over:
         say(
             messages,
-            f"{sweep.num_runs_taken_over} runs of this recipe found in {directory / 'runs'}: those of a strength that "
-            "is tried are taken over, the others stay where they are",
+            f"{there} {'run' if there == 1 else 'runs'} of this recipe found in {directory / 'runs'}: what is of a "
+            "strength that is tried is taken over, the rest is kept",
         )
     show_slow_choices(messages, sweep.recipe, [sweep.method])
     num_missing = (sweep.num_trials - kept) * len(sweep.seeds)

@@ -128,8 +128,7 @@ class Sweep:
         self.study_name = study_name
         try:
             self._folders = RunFolders(directory, self.recipe, method)
-            (directory / "runs").mkdir(parents=True, exist_ok=True)
-            with _as_user_errors():
+            with _made(directory / "runs"), _as_user_errors():
                 self._open(storage)
         except ImportError as error:
             raise UserError(str(error)) from error
@@ -138,12 +137,17 @@ class Sweep:
 
     def _open(self, storage: str | None) -> None:
         """Open the study, once it is known that the directory is of no other one."""
-        url = storage or studies.file_url(self.directory / _DATABASE)
-        is_known = (self.directory / FILE).exists()
-        self.num_runs_taken_over = 0 if is_known else self._folders.check()
+        url = studies.file_url(self.directory / _DATABASE) if storage is None else storage
+        self.storage = studies.show_url(url)
+        file = self.directory / FILE
+        if file.exists():  # before anything is written into the database
+            self._check_identity(studies.identity_of(url, self.study_name))
+        self.num_runs_taken_over = 0 if file.exists() else self._folders.check()
         opened = studies.open_study(url, self.study_name, self._config())
-        self._check_directory(opened)
-        self.storage = opened.shown
+        self._identity = opened.identity
+        if not file.exists():
+            write_json(file, {"study_id": opened.identity})
+        self._check_identity(opened.identity)  # another command may have been here first
         self._queue = TrialQueue(opened, self.range)
         if opened.is_new:
             self._queue.plan(self.num_trials)
@@ -155,16 +159,13 @@ class Sweep:
         search = {"lowest": self.range.lowest, "highest": self.range.highest, "seed": self.range.seed}
         return {**recipe, "sweep": {"method": self.method, "seeds": self.seeds, **search}}
 
-    def _check_directory(self, opened: studies.OpenStudy) -> None:
-        file = self.directory / FILE
-        if file.exists() and read_json(file, _FILE_REMEDY).get("study_id") != opened.identity:
+    def _check_identity(self, identity: str | None) -> None:
+        if identity is None or read_json(self.directory / FILE, _FILE_REMEDY).get("study_id") != identity:
             raise UserError(
-                f"{self.directory} holds runs of another study than {opened.study.study_name!r} in {opened.shown}: "
-                "choose another --out, or the --storage and --study that it was made with"
+                f"{self.directory} holds runs of another study than {self.study_name!r} in {self.storage}: choose "
+                f"another --out, or the --storage and --study that it was made with; if that database is gone, delete "
+                f"{self.directory / FILE}, and what is finished is taken over"
             )
-        if not file.exists():
-            write_json(file, {"study_id": opened.identity})
-        self._identity = opened.identity
 
     # ------------------------------------------------------------------ training
 
@@ -380,6 +381,20 @@ def _ending_dead_runs(recipe: Recipe) -> Recipe:
     if recipe.training.stop_when_dead > 0:
         return recipe
     return build_recipe({"training.stop_when_dead": _STOP_WHEN_DEAD}, recipe.model_dump())
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """A folder and those above it are there; after an error in the block, what was made for it and is empty is not."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in new:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
 
 
 @contextlib.contextmanager
