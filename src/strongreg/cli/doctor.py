@@ -36,6 +36,11 @@ def doctor(
                 typer.echo(f"  {finding.name:{width}}  {finding.found}")
                 if finding.problem:
                     typer.echo(f"  {'':{width}}  problem: {finding.problem}")
-    problems = [f"{finding.section}, {finding.name}" for finding in findings if finding.problem]
+    problems = [finding for finding in findings if finding.problem]
     if problems:
-        raise UserError(f"something is wrong with {'; '.join(problems)}")
+        first, *others = problems
+        names = "; ".join(f"{finding.section}, {finding.name}" for finding in others)
+        raise UserError(
+            f"something is wrong with {first.section}, {first.name}: {first.found}: {first.problem}"
+            + (f"; and with {names}" if others else "")
+        )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -26,7 +27,7 @@ _TESTED_PYTHON = ((3, 11), (3, 14))
 _LITTLE_DISK = 1e9
 _GIGA = 1e9
 # the smallest first
-_EXTRAS = ("compression", "fast", "experiments", "export")
+_EXTRAS = ("compression", "fast", "experiments", "export", "accelerate", "lightning", "skorch", "transformers")
 _OPTIONAL = re.compile(r"(?P<package>[\w.-]+).*extra == ['\"](?P<extra>\w+)")
 
 
@@ -64,17 +65,33 @@ def _versions() -> Iterator[Finding]:
     first, last = _TESTED_PYTHON
     is_tested = first <= tuple(map(int, platform.python_version_tuple()[:2])) < last
     remedy = f"strongreg is tested with Python {first[0]}.{first[1]} to {last[0]}.{last[1] - 1}: use one of these"
-    yield Finding("versions", "strongreg", strongreg.__version__)
+    yield _own_version()
     yield Finding("versions", "python", platform.python_version(), "" if is_tested else remedy)
     yield Finding("versions", "torch", torch.__version__)
-    yield Finding("versions", "numpy", importlib.metadata.version("numpy"))
+    yield Finding("versions", "numpy", np.__version__)
     for package, extra in _optional_packages().items():
         yield Finding("versions", package, _version(package) or f"not installed; for it {how_to_install(extra)}")
 
 
+def _own_version() -> Finding:
+    if _version("strongreg") is not None:
+        return Finding("versions", "strongreg", strongreg.__version__)
+    place = Path(strongreg.__file__).parent
+    return Finding(
+        "versions",
+        "strongreg",
+        f"{strongreg.__version__}, not installed: its code is taken from {place}",
+        f"which optional packages it can use is not known without its metadata; {how_to_install('experiments')}",
+    )
+
+
 def _optional_packages() -> dict[str, str]:
     """The extra that brings each optional package, the smallest one of several."""
-    matches = [_OPTIONAL.match(requirement) for requirement in importlib.metadata.requires("strongreg") or ()]
+    try:
+        requirements = importlib.metadata.requires("strongreg") or []
+    except importlib.metadata.PackageNotFoundError:  # its code is on the path, and it is not installed
+        requirements = []
+    matches = [_OPTIONAL.match(requirement) for requirement in requirements]
     packages: dict[str, str] = {}
     for extra in _EXTRAS:
         for match in matches:
