@@ -26,6 +26,10 @@ def test_every_command_has_both(capsys, command):
     assert "--json" in output
 
 
+def test_quiet_before_the_command_is_an_error_that_says_where_it_stands(capsys):
+    assert error(capsys, "--quiet", "doctor") == "--quiet stands behind the command: strongreg doctor --quiet"
+
+
 def test_quiet_commands_write_their_files_and_say_nothing(capsys):
     folder = "out/runs/coherent-seed0"
     commands = {

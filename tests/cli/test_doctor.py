@@ -6,6 +6,7 @@ import json
 import subprocess
 from importlib import metadata
 
+import numpy as np
 import pytest
 
 import strongreg
@@ -67,7 +68,42 @@ def test_a_data_folder_that_is_not_there_is_named_with_its_source(capsys, elsewh
     monkeypatch.setenv(DATA_VARIABLE, str(elsewhere / "nowhere"))
     output, messages = run(capsys, "doctor", code=2)
     assert f"problem: there is no such folder: correct ${DATA_VARIABLE}" in output
-    assert messages == "strongreg: error: something is wrong with data, folder\n"
+    problem = f"{elsewhere / 'nowhere'} (${DATA_VARIABLE}): there is no such folder: correct ${DATA_VARIABLE}"
+    assert messages == f"strongreg: error: something is wrong with data, folder: {problem}\n"
+    assert run(capsys, "doctor", "--quiet", code=2) == ("", messages)
+
+
+def test_of_several_problems_the_first_is_told_and_the_others_are_named(capsys, elsewhere, monkeypatch):
+    monkeypatch.setattr(doctor, "_can_be_written", lambda place: False)
+    _, messages = run(capsys, "doctor", "--quiet", "--data-dir", elsewhere / "nowhere", code=2)
+    assert "correct --data-dir; and with disk, working folder; disk, temporary files\n" in messages
+
+
+def test_code_that_is_not_installed_is_a_problem_and_no_traceback(capsys, monkeypatch):
+    def nothing(package: str) -> str:
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(metadata, "version", nothing)
+    monkeypatch.setattr(metadata, "requires", nothing)
+    found = _found(capsys, code=2)
+    own = found["versions", "strongreg"]
+    assert own["found"].startswith(f"{strongreg.__version__}, not installed: its code is taken from ")
+    assert "pip install" in own["problem"]
+    assert found["versions", "numpy"]["found"] == np.__version__
+
+
+@pytest.mark.parametrize("package", ["transformers", "lightning", "accelerate", "skorch"])
+def test_host_frameworks_are_listed_with_the_way_to_install_them(capsys, monkeypatch, package):
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == package else "1.0")
+    assert f".[{package}]" in _found(capsys)["versions", package]["found"]
+
+
+def test_a_closed_standard_output_is_an_error():
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, "doctor"]
+    done = subprocess.run([*command, "--json"], stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "strongreg: error: cannot write the output: Bad file descriptor\n")
+    quiet = subprocess.run([*command, "--quiet"], stderr=subprocess.PIPE, text=True, check=False)
+    assert (quiet.returncode, quiet.stderr) == (0, "")  # nothing was to be written
 
 
 def test_a_folder_that_cannot_be_written_and_a_full_disk_are_problems(capsys, monkeypatch):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 import signal
 import sys
@@ -54,7 +56,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     # make torchrun end the first before it has
     fail = _fail if Launch.read().rank == 0 else _stay_silent
     try:
-        code = app(arguments, standalone_mode=False, prog_name="strongreg")
+        with _closed_output_noticed():
+            code = app(arguments, standalone_mode=False, prog_name="strongreg")
         return _fail("interrupted") if code == _EXIT_INTERRUPTED else code if isinstance(code, int) else 0
     except UserError as error:
         return fail(str(error), error.exit_code)
@@ -65,6 +68,22 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _fail("interrupted")
     except OSError as error:  # of standard output: a full disk, a closed pipe
         return _fail(f"cannot write the output: {error.strerror or error}")
+
+
+class _ClosedOutput(io.TextIOBase):
+    """Stands in for a standard output that is closed, for which Python has None: what is written would be dropped."""
+
+    def write(self, _: str) -> int:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
+@contextlib.contextmanager
+def _closed_output_noticed() -> Iterator[None]:
+    if sys.stdout is not None:
+        yield
+        return
+    with contextlib.redirect_stdout(_ClosedOutput()):
+        yield
 
 
 @contextlib.contextmanager

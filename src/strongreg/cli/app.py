@@ -66,8 +66,11 @@ def _strongreg(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", hidden=True)] = False,
 ) -> None:
     """Strong regularization that deep networks endure: gradient-coherent L1, L2 and group penalties."""
     del version
+    if quiet:
+        raise UserError(f"--quiet stands behind the command: strongreg {context.invoked_subcommand} --quiet")
     if context.invoked_subcommand != "train" and Launch.read().size > 1:
         raise UserError(f"{context.invoked_subcommand} starts its own processes: under torchrun only train runs")
