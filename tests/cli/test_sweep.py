@@ -8,9 +8,11 @@ import signal
 from pathlib import Path
 from unittest.mock import Mock
 
+import optuna
 import pytest
 
 from cli.command import error, examples, run, start, wait_for
+from strongreg.experiments.pool import TaskPool
 from strongreg.experiments.sweep import Sweep
 from strongreg.sweeps.trials import SearchRange
 
@@ -90,6 +92,8 @@ def test_the_table_and_the_files_show_every_trial_and_the_choice(capsys):
         ("--lowest 2 --highest 1", "highest=1.0: must be finite and above lowest=2.0"),
         ("--strength 0", "strength=0.0: a sweep goes from a tenth to ten times of it"),
         ("--storage nothing", "storage 'nothing' is no URL"),
+        ("--storage=", "storage '' is no URL: write sqlite:///FILE"),
+        ("--study=", "study name '' is empty: give it a name"),
         ("--storage nosuch://me:secret@host/x", "storage nosuch://me:***@host/x: there is no such kind"),
         ("--storage sqlite:///none/x.db", "storage sqlite:///none/x.db: unable to open database file"),
         ("none.toml", "cannot read recipe none.toml"),
@@ -100,6 +104,7 @@ def test_a_bad_value_is_one_line(capsys, no_training, options, message):
     Path("mine").write_text("a file")
     assert message in error(capsys, "sweep", *options.split())
     assert no_training.call_count == 0
+    assert [path.name for path in Path.cwd().iterdir()] == ["mine"]
 
 
 @pytest.mark.usefixtures("no_training")
@@ -108,6 +113,49 @@ def test_another_recipe_in_the_study_is_one_line_that_names_the_difference(capsy
     text = error(capsys, "sweep", *SMALL, "--trials", 1, "--out", "out", "--penalty", "l2")
     assert text.startswith("study 'sweep' in sqlite:///out/sweep.db is of another search (")
     assert "penalty.name='l1' there, 'l2' now" in text
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_refused_sweep_leaves_no_study_in_the_database(capsys):
+    command = ["sweep", *SMALL, "--trials", 3, "--out", "out", "--storage", "sqlite:///out/mine.db"]
+    run(capsys, *command)
+    text = error(capsys, *command, "--study", "third")
+    assert text.startswith(
+        "out holds runs of another study than 'third' in sqlite:///out/mine.db: choose another --out"
+    )
+    assert "if that database is gone, delete out/sweep.json" in text
+    assert optuna.get_all_study_names("sqlite:///out/mine.db") == ["sweep"]
+    Path("out/mine.db").unlink()
+    assert "holds runs of another study than 'sweep'" in error(capsys, *command)
+    assert not Path("out/mine.db").exists()
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_request_to_terminate_after_the_last_trial_says_that_all_are_kept(capsys, monkeypatch):
+    command = ["sweep", *SMALL, "--trials", 3, "--out", "out"]
+
+    def write(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("strongreg.experiments.sweep_report.write_sweep_report", write)
+    _, messages = run(capsys, *command, code=143)
+    assert messages == (
+        "strongreg: error: interrupted: 3 of 3 trials are finished and kept in sqlite:///out/sweep.db; the same "
+        "command with --out out goes on\n"
+    )
+
+
+def test_runs_that_are_taken_over_are_told(capsys, monkeypatch):
+    command = ["sweep", *SMALL, "--trials", 1, "--workers", 1, "--method", "always", "--out", "out"]
+    output, _ = run(capsys, *command)
+    for name in ("sweep.json", "sweep.db"):
+        Path("out", name).unlink()
+    monkeypatch.setattr(TaskPool, "submit", None)  # nothing is trained
+    again, messages = run(capsys, *command)
+    assert messages.startswith(
+        "1 run of this recipe found in out/runs: what is of a strength that is tried is taken over"
+    )
+    assert again == output
 
 
 def test_of_two_commands_on_one_study_one_is_killed_and_no_trial_is_lost_or_done_twice():

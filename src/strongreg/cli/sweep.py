@@ -133,6 +133,18 @@ def sweep(
 
 
 def _run(sweep: Sweep, workers: int | None, max_loss: float, *, as_json: bool) -> None:
+    """Train and conclude; whenever it is stopped, the study says what is finished."""
+    try:
+        _train_and_conclude(sweep, workers, max_loss, as_json=as_json)
+    except KeyboardInterrupt as interrupt:
+        raise StoppedError(
+            f"interrupted: {sweep.num_finished} of {sweep.num_trials} trials are finished and kept in {sweep.storage}; "
+            f"the same command with --out {sweep.directory} goes on",
+            interrupt,
+        ) from None
+
+
+def _train_and_conclude(sweep: Sweep, workers: int | None, max_loss: float, *, as_json: bool) -> None:
     messages, directory = Console(stderr=True), sweep.directory
     if kept := sweep.num_finished:
         say(messages, f"{kept} finished {'trial' if kept == 1 else 'trials'} found in {sweep.storage}")
@@ -148,15 +160,11 @@ def _run(sweep: Sweep, workers: int | None, max_loss: float, *, as_json: bool) -
     try:
         with interruptible():
             sweep.run(num_workers, TrialLines(messages, sweep.num_trials))
-    except KeyboardInterrupt as interrupt:
+    except KeyboardInterrupt:
         found = sweep.found
         if found.trials:
             _conclude(sweep, found, max_loss, messages)
-        raise StoppedError(
-            f"interrupted: {sweep.num_finished} of {sweep.num_trials} trials are finished and kept in {sweep.storage}; "
-            f"the same command with --out {directory} goes on",
-            interrupt,
-        ) from None
+        raise
     _conclude(sweep, sweep.found, max_loss, None if as_json else Console())
     if as_json:
         typer.echo((directory / "sweep.json").read_text(encoding="utf-8"), nl=False)
