@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from pathlib import Path
 
@@ -167,6 +168,25 @@ def test_nothing_but_a_left_lock_is_taken_for_one(tmp_path):
     assert not left.exists()
     assert other.exists()
     assert Path(link).is_symlink()
+
+
+def test_locks_of_processes_that_died_long_ago_are_removed_and_no_others(tmp_path, monkeypatch, queue):
+    monkeypatch.setattr(presence.tempfile, "gettempdir", lambda: str(tmp_path))
+    old, new, other = (tmp_path / f"strongreg-{name}.lock" for name in (uuid.uuid4().hex, uuid.uuid4().hex, "mine"))
+    for file in (old, new, other):
+        file.touch()
+    held = presence.Presence()
+    for file in (old, other, held.file):
+        os.utime(file, (0, 0))
+    mine = queue()
+    assert not old.exists()
+    assert new.exists()
+    assert other.exists()
+    assert held.file.exists()
+    os.utime(mine._presence.file, (0, 0))
+    mine.beat()  # dead from now on, others find out by the lock for an hour
+    assert mine._presence.file.stat().st_mtime > 0
+    held.leave()
 
 
 def test_a_beat_is_well_within_the_grace():

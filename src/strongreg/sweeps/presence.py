@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 import uuid
 import weakref
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 if sys.platform != "win32":
     import fcntl
 
+_LONG_AGO_SECONDS = 3600.0
 _NAME = re.compile(r"strongreg-[0-9a-f]{32}\.lock")
 
 
@@ -29,6 +31,11 @@ class Presence:
         if sys.platform != "win32":
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         self._leave = weakref.finalize(self, _leave, descriptor, self.file, os.getpid())
+
+    def beat(self) -> None:
+        """Note in the file's time that this process lives, as in a study: see :func:`remove_left`."""
+        with contextlib.suppress(OSError):  # somebody has cleared the folder
+            os.utime(self.file)
 
     def leave(self) -> None:
         """Let go of the lock and remove the file; done at the end of the process otherwise."""
@@ -63,6 +70,14 @@ def is_gone(file: object) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+def remove_left() -> None:
+    """Remove the files of processes that were killed long ago: that no heartbeat is heard tells as much by now."""
+    for file in Path(tempfile.gettempdir()).glob("strongreg-*.lock"):
+        with contextlib.suppress(OSError):
+            if file.stat().st_mtime < time.time() - _LONG_AGO_SECONDS:
+                forget(str(file))
 
 
 def forget(file: object) -> None:

@@ -28,7 +28,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from strongreg.sweeps.presence import Presence, forget, is_gone
+from strongreg.sweeps.presence import Presence, forget, is_gone, remove_left
 from strongreg.sweeps.result import SearchTrial
 from strongreg.sweeps.storage import OpenStudy, close
 
@@ -125,6 +125,7 @@ class TrialQueue:
         self.opened, self.range = opened, range_
         self._study, self._storage = opened.study, opened.storage
         self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
+        remove_left()
         self._presence = Presence()
         self._held: dict[int, Claim] = {}
 
@@ -282,6 +283,7 @@ class TrialQueue:
         from optuna.trial import TrialState
 
         lost: set[int] = set()
+        self._presence.beat()
         with self.opened.errors_told():
             for claim in list(self._held.values()):
                 if self._storage.get_trial(claim.trial_id).state == TrialState.RUNNING:
