@@ -209,7 +209,9 @@ def test_runs_of_another_recipe_are_an_error_that_names_the_difference(swept, tm
     directory = _without_its_study(sweep, tmp_path / "copy")
     same = {"model": "lenet300", "epochs": 3, "strength_ramp_share": 0.0, "training__stop_when_dead": 1}
     before = sorted(directory.glob("**/*"))
-    with pytest.raises(UserError, match=rf"holds runs of another recipe \(.*{difference}.*choose another --out, or del"):
+    with pytest.raises(
+        UserError, match=rf"holds runs of another recipe \(.*{difference}.*choose another --out, or del"
+    ):
         _sweep(directory, recipe(**{**same, **options}))
     assert sorted(directory.glob("**/*")) == before
     with pytest.raises(UserError, match="method='always' there, 'delayed' now"):

@@ -238,7 +238,10 @@ def test_bad_numbers_are_an_error(options, message):
         ({"seed": 0.5}, "seed=0.5: must be an integer"),
         ({"seed": True}, "seed=True: must be an integer"),
         ({"storage": Path("x.db")}, r"storage=.*Path\('x.db'\): must be a text; write 'sqlite:///x.db'"),
-        ({"storage": optuna.storages.InMemoryStorage()}, "storage is of type InMemoryStorage: must be the URL of a data"),
+        (
+            {"storage": optuna.storages.InMemoryStorage()},
+            "storage is of type InMemoryStorage: must be the URL of a data",
+        ),
         ({"study_name": 3}, "study name 3: must be a text"),
     ],
 )

@@ -77,7 +77,7 @@ def test_a_password_is_hidden_wherever_it_stands():
     assert "secret" not in _error("sqlite://?password=secret")
 
 
-def test_a_full_disk_has_a_remedy_of_its_own(tmp_path, monkeypatch):
+def test_a_full_disk_has_a_remedy_of_its_own(tmp_path):
     url = f"sqlite:///{tmp_path / 'a.db'}"
 
     def connect(connection: sqlite3.Connection, _: object) -> None:
@@ -85,7 +85,10 @@ def test_a_full_disk_has_a_remedy_of_its_own(tmp_path, monkeypatch):
 
     opened = open_study(url, "s", CONFIG)
     sqlalchemy.event.listen(opened.storage.engine, "connect", connect)
-    with pytest.raises(StudyError, match="database or disk is full; make room on the disk") as caught, opened.errors_told():
+    with (
+        pytest.raises(StudyError, match="database or disk is full; make room on the disk") as caught,
+        opened.errors_told(),
+    ):
         opened.study.set_user_attr("long", ["x" * 1000] * 1000)
     assert "check the URL" not in str(caught.value)
 

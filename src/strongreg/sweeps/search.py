@@ -39,8 +39,9 @@ def search_strength(
     Args:
         train_fn: trains a network with a penalty of the given strength and returns its accuracy and its compression, of
             both the more the better. The accuracy is to be that of validation images: a choice is made by it. A network
-            that died is told by :class:`DeadRunError`, by NaN in place of one of the two, or by an infinite compression:
-            no weight is left. Whatever else it raises ends the search, and the trial waits for the next call.
+            that died is told by :class:`DeadRunError`, by NaN in place of one of the two, or by an infinite
+            compression: no weight is left. Whatever else it raises ends the search, and the trial waits for the next
+            call.
         low: smallest strength, > 0.
         high: largest strength, > ``low``.
         num_trials: of the whole search, those of earlier calls and other processes included, >= 1.
@@ -108,7 +109,9 @@ def _integer(name: str, value: Any) -> int:
             raise TypeError
         return operator.index(value)
     except TypeError:
-        raise TypeError(f"{name}={value!r}: must be an integer, such as 0: it makes the strengths the same again") from None
+        raise TypeError(
+            f"{name}={value!r}: must be an integer, such as 0: it makes the strengths the same again"
+        ) from None
 
 
 def _train(train_fn: TrainFunction, claim: Claim, queue: TrialQueue, num_trials: int) -> None:
@@ -141,8 +144,8 @@ def _values(train_fn: TrainFunction, strength: float) -> tuple[float, float] | N
         return None
     if math.isinf(pair[0]) or pair[1] == -math.inf:
         raise ValueError(
-            f"train_fn({strength:g}) returned {values!r}: an accuracy must be finite, and a compression not be -inf; of a "
-            "network that died return NaN, or raise strongreg.DeadRunError"
+            f"train_fn({strength:g}) returned {values!r}: an accuracy must be finite, and a compression not be -inf; "
+            "of a network that died return NaN, or raise strongreg.DeadRunError"
         )
     return None if math.isinf(pair[1]) else pair  # no weight is left: whatever it says is the same for every image
 
