@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
@@ -125,11 +127,21 @@ def test_a_file_that_another_program_holds(tmp_path, monkeypatch):
     holder.close()
 
 
+@contextlib.contextmanager
+def _storage(url: str) -> Iterator[optuna.storages.RDBStorage]:
+    """As another program opens it; optuna leaves connections open."""
+    made = optuna.storages.RDBStorage(url)
+    try:
+        yield made
+    finally:
+        made.engine.dispose()
+
+
 def test_a_study_that_is_not_ours_is_left_alone(tmp_path):
     url = f"sqlite:///{tmp_path / 'a.db'}"
     verbosity = optuna.logging.get_verbosity()
-    study = optuna.create_study(study_name="s", storage=url)
-    study.enqueue_trial({"x": 1})
+    with _storage(url) as foreign:
+        optuna.create_study(study_name="s", storage=foreign).enqueue_trial({"x": 1})
     assert "study 's' in sqlite:///" in (text := _error(url))
     assert text.endswith("was not made by strongreg: choose another study name")
     assert optuna.logging.get_verbosity() == verbosity
@@ -138,7 +150,8 @@ def test_a_study_that_is_not_ours_is_left_alone(tmp_path):
 def test_a_study_whose_maker_died_before_it_wrote_the_configuration_is_completed(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "_CONFIG_SECONDS", 0.0)
     url = f"sqlite:///{tmp_path / 'a.db'}"
-    optuna.create_study(study_name="s", storage=url, directions=["maximize", "maximize"])
+    with _storage(url) as foreign:
+        optuna.create_study(study_name="s", storage=foreign, directions=["maximize", "maximize"])
     opened = open_study(url, "s", CONFIG)
     assert not opened.is_new
     assert open_study(url, "s", CONFIG).identity == opened.identity
