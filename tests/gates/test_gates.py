@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
+from contract.gates import GATES
 from strongreg import AlwaysOpen, CoherenceGate, Delay, Gate
 
-GATES = [AlwaysOpen(), Delay(steps=3), CoherenceGate(), CoherenceGate(-1.0), CoherenceGate(0.5, scope="layer")]
 every_gate = pytest.mark.parametrize("gate", GATES, ids=repr)
 LATE = torch.tensor(1000)
 
@@ -49,7 +49,8 @@ def test_a_gate_is_an_immutable_value(gate):
 
 
 def test_only_a_coherence_gate_for_layers_decides_by_layer():
-    assert [gate.decision_scope for gate in GATES] == ["global", "global", "global", "global", "layer"]
+    assert CoherenceGate(0.5, scope="layer").decision_scope == "layer"
+    assert {gate.decision_scope for gate in (AlwaysOpen(), Delay(steps=3), CoherenceGate())} == {"global"}
 
 
 def test_always_open_ignores_coherence_and_step():
