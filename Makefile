@@ -1,11 +1,12 @@
 # make demo: install, then the comparison of the README.   make test: install, then every check and the whole suite.
+# make docs: install, then the site.
 # Each works alone on a machine with Python 3.11, 3.12 or 3.13 (with its venv module) and nothing else.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint docs install clean
 
 demo: $(VENV)/demo-installed
 	$(BIN)/strongreg compare
@@ -19,10 +20,18 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/codespell src tests docs examples benchmarks README.md CHANGELOG.md CONTRIBUTING.md
 
+docs: $(VENV)/docs-installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
+	@echo "the site is in docs/_build/html: open docs/_build/html/index.html"
+
 install: $(VENV)/test-installed
 
 $(VENV)/test-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+$(VENV)/docs-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 $(VENV)/demo-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
@@ -34,4 +43,4 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -53,6 +53,7 @@ autodoc_member_order = "bysource"
 autodoc_mock_imports = ["lightning", "skorch", "transformers"]  # to import them takes longer than all else
 python_use_unqualified_type_names = True
 nitpicky = True
+nitpick_ignore = [("py:func", "save_packed")]
 nitpick_ignore_regex = [
     (r"py:.*", r"(PenaltySpec|Mode|StrengthScale|CoherenceOf|Scope|Quantity|Values|Verdict|Terms|Array)"),  # see api/method
     (r"py:.*", r"(torch|nn|np|npt|numpy|collections|pathlib|os|typing|abc)\..*"),
@@ -65,7 +66,7 @@ _DOCS = Path(__file__).resolve().parent
 _ROOT = _DOCS.parent
 # what lies outside of docs/ and is a page here
 _PAGES = {
-    "README.md": "index.md",
+    "README.md": "readme.md",
     "benchmarks/README.md": "benchmarks.md",
     "recipes/README.md": "reproducing-the-paper.md",
     "CONTRIBUTING.md": "contributing.md",
