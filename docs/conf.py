@@ -52,10 +52,12 @@ autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
 autodoc_mock_imports = ["lightning", "skorch", "transformers"]  # to import them takes longer than all else
 python_use_unqualified_type_names = True
+smartquotes = False  # an option is written with two hyphens
 nitpicky = True
 nitpick_ignore = [("py:func", "save_packed")]
 nitpick_ignore_regex = [
-    (r"py:.*", r"(PenaltySpec|Mode|StrengthScale|CoherenceOf|Scope|Quantity|Values|Verdict|Terms|Array)"),  # see api/method
+    # the page of the method says what these are
+    (r"py:.*", r"(PenaltySpec|Mode|StrengthScale|CoherenceOf|Scope|Quantity|Values|Verdict|Terms|Array)"),
     (r"py:.*", r"(torch|nn|np|npt|numpy|collections|pathlib|os|typing|abc)\..*"),
     (r"py:.*", r"(re|lightning|skorch|transformers)\..*"),
     (r"py:.*", r"(Tensor|Optimizer|Path|Any|Callable|Mapping|Sequence|RegularizerOptions)"),
@@ -100,7 +102,7 @@ def _included(file: Path, folder: Path) -> str:
 
 
 def _relinked(text: str, base: Path, folder: Path) -> str:
-    """The text with relative links, seen from ``base``, as seen from ``folder``, and to pages of the site where it can."""
+    """The text with relative links, seen from ``base``, as seen from ``folder``; to pages of the site where it can."""
 
     def relink(link: re.Match[str]) -> str:
         full = (base / link[1]).resolve()

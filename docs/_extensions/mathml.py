@@ -1,11 +1,12 @@
-"""Equations as MathML, made while the pages are built: a page needs no script and no network to show them.
+r"""Equations as MathML, made while the pages are built: a page needs no script and no network to show them.
 
-``\\tag{2}`` at the end of an equation becomes its number at the right margin and the anchor ``#equation-2``. The font is
-STIX Two Math, of which only the characters that occur in an equation are kept: a few kilobytes.
+``\tag{2}`` at the end of an equation becomes its number at the right margin and the anchor ``#equation-2``. The font is
+STIX Two Math, of which only the letters and what occurs in an equation are kept.
 """
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import re
 from logging import WARNING, getLogger
@@ -26,7 +27,8 @@ _LOGGER = logging.getLogger(__name__)
 _TAG = re.compile(r"\s*\\tag\{(\w+)\}\s*$")
 _CONVERTER = LatexToMathML(annotation=False)
 _FONT = "STIXTwoMath-Regular.ttf"
-_ALWAYS = "()[]{}|‖⟨⟩√∑̄̃^~‾ 0123456789,.;:=+-−·"  # and what grows out of them
+# ASCII, and what MathML makes of letters: mathematical italics, Latin and Greek
+_LETTERS = {*range(0x20, 0x7F), *range(0x1D434, 0x1D468), *range(0x1D6E2, 0x1D71C), 0x210E}
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -67,26 +69,15 @@ def _write_font(app: Sphinx, error: Exception | None) -> None:
     found = importlib.util.find_spec("ziamath")
     if found is None or found.origin is None:
         raise ExtensionError("the font of the equations comes with the package ziamath: pip install '.[docs]'")
-    characters = set(_ALWAYS)
+    characters = set(_LETTERS)
     for page in Path(app.outdir).rglob("*.html"):
         for equation in re.findall(r"<math.*?</math>", page.read_text(encoding="utf-8"), re.DOTALL):
-            characters |= set(re.sub(r"<[^>]*>", "", equation)) | {_slanted(c) for c in equation}
+            characters |= set(map(ord, html.unescape(re.sub(r"<[^>]*>", "", equation))))
     font = TTFont(Path(found.origin).parent / "fonts" / _FONT)
     options = subset.Options(flavor="woff", notdef_outline=True, layout_features=["*"])
     subsetter = subset.Subsetter(options)
-    subsetter.populate(text="".join(sorted(characters)))
+    subsetter.populate(unicodes=characters)
     subsetter.subset(font)
     target = Path(app.outdir) / "_static" / "stix-two-math.woff"
     font.flavor = "woff"
     font.save(target)
-
-
-def _slanted(character: str) -> str:
-    """The letter as MathML shows it where it stands alone for a variable: mathematical italic."""
-    if character == "h":
-        return "ℎ"
-    for first, start in (("a", 0x1D44E), ("A", 0x1D434), ("α", 0x1D6FC), ("Α", 0x1D6E2)):
-        place = ord(character) - ord(first)
-        if 0 <= place < (26 if first in "aA" else 25):
-            return chr(start + place)
-    return {"∂": "𝜕"}.get(character, character)
