@@ -1,4 +1,4 @@
-"""The README's code runs, and its tables are the recorded runs; ``docs/test_pages.py`` checks its commands and links."""
+"""The README's code runs, and its tables are the recorded runs; docs/test_pages.py checks its commands and links."""
 
 from __future__ import annotations
 
