@@ -13,6 +13,8 @@ import strongreg
 from contract.optimizers import every_optimizer, make_model, make_optimizer, same_bits, take_step, train
 from strongreg import L1, AlwaysOpen, CoherenceGate, Delay, LinearRamp, Refit, Regularizer
 
+# LBFGS of torch 2.8 does so, without us too
+pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True:UserWarning")
 _MODES = pytest.mark.parametrize("mode", ["proximal", "gradient"])
 
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+import torch
+
 from strongreg.experiments.recipe import Recipe, build_recipe
+
+NEEDS_MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
 
 _KEYS = {
     "model": "model.name",

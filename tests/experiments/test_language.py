@@ -23,7 +23,7 @@ from strongreg.experiments.recipe import Recipe
 from strongreg.experiments.table import LOSS_NAME, show_rows, summarize
 from strongreg.experiments.trained import read_safetensors
 
-from .recipes import recipe
+from .recipes import NEEDS_MUON, recipe
 
 SENTENCE = b"the strong penalty is imposed only while the gradients agree; "
 CONTEXT = 16
@@ -99,6 +99,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(text, tmp_path, changes):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes()
 
 
+@NEEDS_MUON
 def test_muon_takes_the_matrices_within_the_blocks(text, tmp_path):
     result = _train(tmp_path, _recipe(text, epochs=10, optimizer__name="muon", lr=0.02))
     assert result.accuracy > 0.5

@@ -16,12 +16,16 @@ from kernels.twins import target
 from strongreg import L1, GroupL2
 from strongreg.kernels import multi_tensor
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
 _TYPES = {"first": "i32", "pieces": "*i64", "at": "*i64", "row": "*i64", "spans": "*i64"}  # the others: float64
 _LOOPS = ["products", "products_of_groups", "squares", "sums", "shrink", "shrink_groups"]
 
 
+@pytest.mark.skipif(
+    triton.__version__.startswith("3.4.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0",
+    reason="Triton 3.4's interpreter makes numbers of arrays of one element, which NumPy 2.4 refuses",
+)
 def test_the_interpreter_gives_what_the_reference_gives():
     """In a process of its own: the interpreter is chosen when Triton is imported."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "multi_tensor_cases.py"]
@@ -37,7 +41,6 @@ def test_the_interpreter_gives_what_the_reference_gives():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", _LOOPS)
 def test_the_loops_compile_for_a_gpu(name, dtype, capability, tmp_path, monkeypatch):
-    import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -91,7 +94,8 @@ def test_the_launches_of_a_step_compile_as_they_are_made(dtype, tmp_path, monkey
     monkeypatch.setattr(JITFunction, "run", warm_up)
     targets = [target(penalty, torch.randn(4, 5).to(dtype)) for penalty in (L1(0.1), GroupL2(0.1, dim=0))]
     weights = [each.param.detach() for each in targets]
-    monkeypatch.setattr(driver, "_active", _DriverOfNoGpu())
+    place = "_active" if hasattr(driver, "_active") else "active"  # the latter in Triton 3.4
+    monkeypatch.setattr(driver, place, _DriverOfNoGpu())
     passes = multi_tensor.MultiTensorPasses(targets)
     passes.products(weights, weights, weights)
     passes.squares(weights)

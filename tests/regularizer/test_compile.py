@@ -55,8 +55,9 @@ def test_what_is_compiled_gives_the_same_and_is_not_compiled_anew_at_each_step(o
     plain, run = _Run(optimizer, mode), _Run(optimizer, mode, compiled)
     assert run.num_frames[0] >= 1
     assert len(set(run.num_frames[1:])) == 1
-    # torch itself computes AdamW's bias correction in another precision where it is compiled
-    tolerance = 1e-5 if optimizer == "adamw" and compiled != "model" else 0
+    # where it is compiled torch itself computes AdamW's bias correction in another precision, and torch 2.8 rounds
+    # SGD in another order
+    tolerance = 0 if compiled == "model" else 1e-5 if optimizer == "adamw" else 1e-15
     for ours, theirs in zip(run.model.parameters(), plain.model.parameters(), strict=True):
         assert torch.allclose(ours, theirs, rtol=0, atol=tolerance)
     assert run.reg.num_steps == plain.reg.num_steps == STEPS

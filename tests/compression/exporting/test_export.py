@@ -21,6 +21,8 @@ from strongreg.compression.exporting.agreement import relative_difference
 from strongreg.compression.exporting.capture import Candidate
 from strongreg.experiments.models import build_model
 
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
+
 
 class TwoInputs(nn.Module):
     """Images and token numbers in, two outputs in a tuple and a dictionary."""
@@ -193,6 +195,7 @@ def test_an_example_of_one_gives_any_batch_size(tmp_path, write):
     assert (exported.dynamic_batch, exported.batch_sizes) == (True, (1, 2))
 
 
+@pytest.mark.skipif(TORCH < (2, 9), reason="torch exports compiled networks from 2.9 on")
 def test_inputs_that_forward_does_not_name(tmp_path):
     exported = export_onnx(
         torch.compile(First(), backend="eager"), (torch.randn(2, 4), torch.ones(3)), tmp_path / "model"
@@ -334,7 +337,8 @@ def test_a_network_beyond_what_onnx_holds_is_refused_before_the_work(tmp_path, m
 
 def test_another_opset_than_the_one_asked_for_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "FIRST_OPSET", 7)
-    with pytest.raises(ExportError, match="opset=9: torch cannot write Sequential in it, only in 18"):
+    told = "opset=9: torch cannot write Sequential in it, only in 18" if TORCH >= (2, 9) else "cannot write Sequential"
+    with pytest.raises(ExportError, match=told):
         export_onnx(small(), torch.randn(2, 4), tmp_path / "model.onnx", opset=9)
 
 

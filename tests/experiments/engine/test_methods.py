@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from experiments.recipes import recipe
+from experiments.recipes import NEEDS_MUON, recipe
 from strongreg import L1, AlwaysOpen, CoherenceGate, Constant, CosineRamp, Delay, Refit
 from strongreg.experiments.engine import build_regularizers, check_method
 from strongreg.experiments.engine.optimizers import build_optimizers
@@ -78,6 +78,7 @@ def test_a_share_of_0_is_no_part_of_the_schedule(ramp, refit):
 
 
 @pytest.mark.parametrize("method", ["dense", "coherent"])
+@NEEDS_MUON
 def test_muon_has_a_regularizer_for_each_of_its_two_optimizers_the_larger_one_first(method):
     regularizers, optimizers, _, model = _build(method, optimizer__name="muon")
     assert [type(optimizer).__name__ for optimizer in optimizers] == ["Muon", "AdamW"]
@@ -89,6 +90,7 @@ def test_muon_has_a_regularizer_for_each_of_its_two_optimizers_the_larger_one_fi
     assert [len(regularizer.history) for regularizer in regularizers] == [3, 3]
 
 
+@NEEDS_MUON
 def test_the_regularizer_of_the_most_weights_is_the_first_whichever_optimizer_holds_them():
     model = build_model("plain_cnn", (1, 8, 8), 10)
     regularizers, *_ = _build("always", model, optimizer__name="muon")
@@ -101,7 +103,7 @@ def test_the_regularizer_of_the_most_weights_is_the_first_whichever_optimizer_ho
 # ---------------------------------------------------------------------- slimming
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+@pytest.mark.parametrize("optimizer", ["sgd", pytest.param("muon", marks=NEEDS_MUON)])
 def test_slimming_penalizes_the_scales_until_the_channels_go(optimizer):
     changes = {"optimizer__name": optimizer, "pruning__end_share": 0.3, "pruning__slimming_strength": 0.01}
     regularizers, optimizers, _, model = _build("slimming", _normalized(), **changes)

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from experiments.recipes import NEEDS_MUON
 from strongreg.experiments.engine.optimizers import build_optimizers, lr_schedule
+from strongreg.experiments.errors import UserError
 from strongreg.experiments.recipe import OptimizerSection
 
 
@@ -16,7 +18,7 @@ def _net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 5), nn.Linear(5, 3))
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", pytest.param("muon", marks=NEEDS_MUON)])
 def test_every_parameter_is_held_once(name):
     model = _net()
     optimizers = build_optimizers(model, OptimizerSection(name=name, lr=0.1, weight_decay=0.01))
@@ -25,6 +27,7 @@ def test_every_parameter_is_held_once(name):
     assert all(group["weight_decay"] == 0.01 for optimizer in optimizers for group in optimizer.param_groups)
 
 
+@NEEDS_MUON
 def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
     model = _net()
     muon, adamw = build_optimizers(model, OptimizerSection(name="muon", lr=0.1))
@@ -84,3 +87,9 @@ def test_short_runs_have_a_positive_learning_rate_at_every_step(schedule, share,
     rise = min(share, 0.99) if schedule == "one_cycle" else share
     factors = _factors(num_steps, schedule=schedule, warmup_share=rise, hold_share=share)
     assert all(0 < factor <= 1 for factor in factors)
+
+
+def test_muon_of_a_torch_without_it_is_an_error_that_says_which_has_it(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(UserError, match=r"^optimizer\.name=muon needs torch 2\.9 or later, this is .*: choose adamw$"):
+        build_optimizers(nn.Linear(3, 2), OptimizerSection(name="muon"))

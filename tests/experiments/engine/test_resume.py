@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from experiments.recipes import recipe
+from experiments.recipes import NEEDS_MUON, recipe
 from strongreg.experiments.data import Split, load_data
 from strongreg.experiments.engine import RunStoppedError, train
 from strongreg.experiments.engine.checkpoint import save_checkpoint
@@ -64,7 +64,7 @@ def test_a_stopped_run_goes_on_bit_for_bit_in_the_middle_of_an_epoch_too(tmp_pat
     [
         {"model": "vgg_narrow", "model__dropout": 0.5, "epochs": 2},
         {"optimizer__name": "adamw", "lr": 1e-3, "penalty": "l2"},
-        {"optimizer__name": "muon"},
+        pytest.param({"optimizer__name": "muon"}, marks=NEEDS_MUON),
         {"training__accumulate": 3, "optimizer__clip_norm": 1.0},
         {"training__precision": "bf16", "optimizer__schedule": "one_cycle", "optimizer__warmup_share": 0.3},
         {"training__history_every": 3, "training__checkpoint_every": 1},

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from strongreg.experiments.errors import UserError
 from strongreg.experiments.recipe import OptimizerSection
 
 _MUON_RATIO = 0.1
@@ -25,6 +26,9 @@ def build_optimizers(model: nn.Module, section: OptimizerSection) -> list[Optimi
     Returns:
         One optimizer; two for Muon, which takes the hidden matrices: the second, AdamW with a tenth of the learning
         rate, takes convolutions, biases, embeddings, normalization and the last layer.
+
+    Raises:
+        UserError: Muon is asked for, and this torch has none.
     """
     params = list(model.parameters())
     if section.name == "sgd":
@@ -39,6 +43,8 @@ def build_optimizers(model: nn.Module, section: OptimizerSection) -> list[Optimi
         ]
     if section.name == "adamw":
         return [torch.optim.AdamW(params, lr=section.lr, weight_decay=section.weight_decay)]
+    if not hasattr(torch.optim, "Muon"):
+        raise UserError(f"optimizer.name=muon needs torch 2.9 or later, this is {torch.__version__}: choose adamw")
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     matrices = {id(module.weight) for module in linear[:-1]}
     hidden = [p for p in params if id(p) in matrices]
