@@ -91,6 +91,14 @@ def test_a_target_that_slimming_cannot_reach_is_known_before_the_first_run():
         check_runnable(built, ["dense", "slimming"], None)
 
 
+def test_too_few_steps_for_a_target_compression_are_known_before_the_first_run():
+    few = recipe(model="lenet300", epochs=4, penalty__target_compression=5.0)  # 23 steps each, and half of them a refit
+    check_runnable(recipe(model="lenet300", epochs=5, penalty__target_compression=5.0), ["coherent"], None)
+    with pytest.raises(UserError, match=r"target_compression=5 needs 50 steps or more .* this run has 46: give it"):
+        check_runnable(few, ["coherent"], None)
+    check_runnable(few, ["dense", "magnitude"], None)
+
+
 def test_slow_choices_are_those_of_the_methods_that_are_trained():
     assert slow_choices(build_recipe({}), METHODS) == []
     assert slow_choices(build_recipe({"training.precision": "bf16"}), METHODS) == []

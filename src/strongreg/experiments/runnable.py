@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -67,13 +68,15 @@ def check_runnable(recipe: Recipe, methods: Iterable[Method], data_dir: Path | N
         UserError: something is not there, or does not fit.
     """
     _check_device(recipe.training.device)
-    models: dict[str, nn.Module] = {}
+    built: dict[str, tuple[nn.Module, int]] = {}
     for method in methods:
         own = recipe.for_method(method)
         text = show_recipe(own)
-        if text not in models:
-            models[text] = _built(own, data_dir)
-        check_method(method, models[text], own.pruning.compression)
+        if text not in built:
+            built[text] = _built(own, data_dir)
+        model, num_examples = built[text]
+        steps_per_epoch = math.ceil(num_examples / own.training.batch_size)
+        check_method(method, model, own, own.training.epochs * steps_per_epoch)
 
 
 def _check_device(name: str) -> None:
@@ -122,7 +125,8 @@ def slow_choices(recipe: Recipe, methods: Iterable[Method]) -> list[str]:
     return lines
 
 
-def _built(recipe: Recipe, data_dir: Path | None) -> nn.Module:
+def _built(recipe: Recipe, data_dir: Path | None) -> tuple[nn.Module, int]:
+    """The network, and how many examples it is trained on."""
     if recipe.training.tensorboard:
         check_board()
     data = recipe_data(recipe, data_dir)
@@ -135,7 +139,7 @@ def _built(recipe: Recipe, data_dir: Path | None) -> nn.Module:
             f"model {recipe.model.name!r}: nothing in it can be penalized or pruned; choose one that trains at least "
             "one weight of two or more dimensions outside normalization and embedding modules"
         ) from error
-    return model
+    return model, len(data.train)
 
 
 def outcome(config: Any) -> Any:

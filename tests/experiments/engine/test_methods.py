@@ -138,20 +138,20 @@ def test_the_penalty_on_the_scales_is_its_gradient_and_ends_with_the_pruning():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_only_slimming_needs_normalization(method):
-    check_method(method, _normalized())
+    check_method(method, _normalized(), recipe(pruning__compression=1.0), 100)
     if method != "slimming":
-        check_method(method, nn.Linear(2, 2))
+        check_method(method, nn.Linear(2, 2), recipe(), 100)
     else:
         for model in (nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))):
             with pytest.raises(UserError, match=r"slimming needs batch normalization .*--set model\.norm=batch"):
-                check_method(method, model)
+                check_method(method, model, recipe(), 100)
 
 
 def test_slimming_is_refused_before_the_training_where_it_cannot_reach_its_target():
     model = _normalized()  # 1224 weights, of which 7 filters of 9 can go
-    check_method("slimming", model, 1.05)
+    check_method("slimming", model, recipe(pruning__compression=1.05), 100)
     with pytest.raises(UserError, match=r"compression=1\.06: slimming.* reaches 1\.05 at most .* to 1\.05 or less"):
-        check_method("slimming", model, 1.06)
+        check_method("slimming", model, recipe(pruning__compression=1.06), 100)
 
 
 def test_slimming_without_a_layer_for_it_is_the_same_error_when_it_is_trained():

@@ -75,21 +75,25 @@ def build_regularizers(
     return regularizers
 
 
-def check_method(method: Method, model: nn.Module, compression: float = 1.0) -> None:
+def check_method(method: Method, model: nn.Module, recipe: Recipe, num_steps: int) -> None:
     """Check that a network can be trained by a method.
 
     Args:
         method: its name.
         model: the network.
-        compression: how many times fewer weights a method that prunes is to leave, >= 1.
+        recipe: the run.
+        num_steps: optimizer steps of the whole run.
 
     Raises:
         UserError: slimming, and there is no batch normalization whose channels are those of a convolution, or so few
-            weights cannot be reached.
+            weights cannot be reached; or there are too few steps for a target compression.
     """
+    if method in REGULARIZED:
+        _target_compression(recipe, method, num_steps)
     if method == "slimming":
         _slimmed_names(model)
-        SlimmingPruner(model, {t.name: t.param for t in select_targets(model, L1(0.0))}, compression=compression, at=1)
+        params = {t.name: t.param for t in select_targets(model, L1(0.0))}
+        SlimmingPruner(model, params, compression=recipe.pruning.compression, at=1)
 
 
 def _slimmed_names(model: nn.Module) -> list[str]:
