@@ -140,6 +140,7 @@ class Case:
         scope: of the gate.
         refit: step at which the penalty ends and the zeros stay.
         options: of the Regularizer.
+        num_steps: how long.
     """
 
     layout: str
@@ -148,6 +149,7 @@ class Case:
     scope: str = "global"
     refit: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    num_steps: int = NUM_STEPS
 
     def __str__(self) -> str:
         """For the names of tests."""
@@ -164,12 +166,12 @@ class Case:
         return optimizer, Regularizer(model, PENALTIES[self.penalty], **options).attach(optimizer)
 
 
-def batches() -> list[tuple[Tensor, Tensor]]:
+def batches(num_steps: int = NUM_STEPS) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(2)
     shapes = (BATCH, 1, 4, 4), (BATCH, 1)
     return [
         tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)  # type: ignore[misc]
-        for _ in range(NUM_STEPS)
+        for _ in range(num_steps)
     ]
 
 

@@ -32,6 +32,7 @@ CASES = {
         *(Case("fsdp", penalty, refit=6) for penalty in TWO),
         *(Case("fsdp", penalty, options={"mode": "gradient"}) for penalty in TWO),
         Case("fsdp", "l1", options={"strength_scale": "inverse_std"}),
+        *(Case("fsdp", penalty, refit=60, options={"target_compression": 3.0}, num_steps=70) for penalty in TWO),
         *(Case("ddp", penalty, scope=scope) for penalty in TWO for scope in ("global", "layer")),
         *(Case("tensor_parallel", penalty) for penalty in PENALTIES),
         *(Case("tensor_parallel", penalty, scope="layer") for penalty in FEW),
@@ -86,6 +87,9 @@ def test_the_cases_are_worth_comparing(found):
     assert by_case["fsdp-columns-sgd-global"]["open"] < 1
     assert by_case["fsdp-l1-sgd-global-refit=6"]["zeros"] > 0
     assert by_case["fsdp-columns-sgd-global-refit=6"]["zeros"] > 0
+    num_weights = 45 + 240 + 96 + 8
+    kept = num_weights - by_case["fsdp-l1-sgd-global-refit=60-target_compression=3.0"]["zeros"]
+    assert abs(num_weights / kept - 3) < 0.15
 
 
 @pytest.fixture(scope="module")
