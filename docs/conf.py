@@ -52,7 +52,6 @@ autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
 autodoc_mock_imports = ["lightning", "skorch", "transformers"]  # to import them takes longer than all else
 python_use_unqualified_type_names = True
-smartquotes = False  # an option is written with two hyphens
 nitpicky = True
 nitpick_ignore = [("py:func", "save_packed")]
 nitpick_ignore_regex = [
@@ -78,6 +77,7 @@ _COMMANDS = "<!-- every command and option -->"
 _INCLUDED = re.compile(r"<!-- the file (\S+) -->")
 _LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 _EXAMPLES = re.compile(r"(?:^strongreg .*\n\n?)+", re.MULTILINE)
+_CODE_OR_OPTION = re.compile(r"```.*?```|`[^`\n]*`|(?<![\w-])(--[a-z][a-z-]*)", re.DOTALL)
 _EQUATION = re.compile(r"docs/theory\.md,\s+(equations?\s+(\d)(?:\s+(?:to|and)\s+\d)?)")
 
 
@@ -121,7 +121,8 @@ def _commands() -> str:
     """Every command and option in Markdown, as typer writes it."""
     command = [sys.executable, "-m", "typer", "strongreg.cli.app", "utils", "docs", "--name", "strongreg"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout.partition("\n")[2]
-    return _EXAMPLES.sub(lambda lines: "```console\n" + re.sub(r"\n+", "\n", lines[0]) + "```\n\n", text)
+    text = _EXAMPLES.sub(lambda lines: "```console\n" + re.sub(r"\n+", "\n", lines[0]) + "```\n\n", text)
+    return _CODE_OR_OPTION.sub(lambda found: f"`{found[1]}`" if found[1] else found[0], text)
 
 
 def _prepare(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:

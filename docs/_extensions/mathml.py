@@ -27,8 +27,8 @@ _LOGGER = logging.getLogger(__name__)
 _TAG = re.compile(r"\s*\\tag\{(\w+)\}\s*$")
 _CONVERTER = LatexToMathML(annotation=False)
 _FONT = "STIXTwoMath-Regular.ttf"
-# ASCII, and what MathML makes of letters: mathematical italics, Latin and Greek
-_LETTERS = {*range(0x20, 0x7F), *range(0x1D434, 0x1D468), *range(0x1D6E2, 0x1D71C), 0x210E}
+# ASCII, what MathML makes of letters (mathematical italics, Latin and Greek), and the sign that <msqrt> draws
+_LETTERS = {*range(0x20, 0x7F), *range(0x1D434, 0x1D468), *range(0x1D6E2, 0x1D71C), 0x210E, 0x221A}
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
