@@ -13,18 +13,15 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from comparisons import add_options, exit_code, finish
 from strongreg.experiments.compare import Comparison
-from strongreg.experiments.console import ProgressBars
 from strongreg.experiments.errors import UserError, check_known
-from strongreg.experiments.pool import interruptible, recipe_data
+from strongreg.experiments.pool import recipe_data
 from strongreg.experiments.recipe import METHODS, build_recipe, parse_settings, read_recipe
 from strongreg.experiments.table import HEADER, cells, summarize
 
@@ -37,22 +34,9 @@ def main() -> int:
     parser.add_argument("--only", default="*", metavar="PATTERN", help="names of recipes, with wildcards")
     parser.add_argument("--recipes", type=Path, default=RECIPES, metavar="FOLDER")
     parser.add_argument("--methods", default="dense,always,delayed,coherent,magnitude")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="A.B=C")
-    parser.add_argument("--workers", type=int, default=None)
-    parser.add_argument("--data-dir", type=Path, default=None)
-    parser.add_argument("--out", type=Path, default=Path("strongreg-out/paper"), help="where the runs lie")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where the tables go")
+    add_options(parser, "paper", num_seeds=1)
     arguments = parser.parse_args()
-    try:
-        run(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"interrupted: the same command with --out {arguments.out} goes on", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: run(arguments), arguments.out)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -70,14 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     methods = [method for method in METHODS if method in names]
     for file in files:
         recipe = build_recipe(parse_settings(arguments.settings), read_recipe(file))
-        comparison = Comparison(recipe, methods, range(arguments.seeds), arguments.out / file.stem, arguments.data_dir)
-        device = comparison.recipe.training.device
-        missing = sum(job not in comparison.results for job in comparison.jobs)
-        workers = arguments.workers or ((os.cpu_count() or 1) if device == "cpu" else 1)
-        console = Console(stderr=True)
-        console.print(f"{file.stem}: {missing} runs to train", highlight=False, markup=False)
-        with interruptible(), ProgressBars(console, missing, recipe.training.epochs) as progress:
-            comparison.run(max(1, min(workers, missing)), 1, progress)
+        finish(recipe, methods, arguments.out / file.stem, arguments, announce=True)
         write_tables(arguments.out, arguments.results, arguments.data_dir)
 
 

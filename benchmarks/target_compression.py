@@ -12,21 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from strongreg.experiments.compare import Comparison
-from strongreg.experiments.console import ProgressBars
+from comparisons import add_options, exit_code, finish
 from strongreg.experiments.engine import RunResult
-from strongreg.experiments.errors import UserError
-from strongreg.experiments.pool import interruptible
-from strongreg.experiments.recipe import build_recipe, parse_settings
+from strongreg.experiments.recipe import Method, build_recipe, parse_settings
 
 _RECIPES: dict[str, dict[str, Any]] = {
     "digits": {},
@@ -39,28 +32,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=list(_RECIPES), choices=list(_RECIPES))
     parser.add_argument("--targets", nargs="+", type=float, default=[5, 10, 20, 50])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="A.B=C")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--data-dir", type=Path, default=None)
-    parser.add_argument("--out", type=Path, default=Path("strongreg-out/target-compression"), help="where the runs lie")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where the table goes")
+    add_options(parser, "target-compression", num_seeds=5)
     arguments = parser.parse_args()
-    try:
-        entries = [entry for data in arguments.data for entry in _run(data, arguments)]
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"interrupted: the same command with --out {arguments.out} goes on", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _record(arguments), arguments.out)
+
+
+def _record(arguments: argparse.Namespace) -> None:
+    entries = [entry for data in arguments.data for entry in _run(data, arguments)]
     arguments.results.mkdir(parents=True, exist_ok=True)
     file = arguments.results / "target-compression.json"
     others = [] if not file.exists() else json.loads(file.read_text(encoding="utf-8"))["runs"]
     entries += [entry for entry in others if entry["data"] not in arguments.data]
     entries.sort(key=lambda entry: list(_RECIPES).index(entry["data"]))
     file.write_text(json.dumps({"runs": entries}, indent=2) + "\n", encoding="utf-8")
-    return 0
 
 
 def _run(data: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -75,12 +59,8 @@ def _run(data: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         changes = {**_RECIPES[data], "data.name": data, **parse_settings(arguments.settings)}
         recipe = build_recipe(changes if target is None else {**changes, "penalty.target_compression": target})
         folder = arguments.out / f"{data}-{'dense' if target is None else f'{target:g}'}"
-        method = "dense" if target is None else "coherent"
-        comparison = Comparison(recipe, [method], range(arguments.seeds), folder, arguments.data_dir)
-        missing = sum(job not in comparison.results for job in comparison.jobs)
-        console = Console(stderr=True)
-        with interruptible(), ProgressBars(console, missing, recipe.training.epochs) as progress:
-            comparison.run(max(1, min(arguments.workers, missing)), 1, progress)
+        method: Method = "dense" if target is None else "coherent"
+        comparison = finish(recipe, [method], folder, arguments)
         print(_row(target, comparison.own_results), flush=True)
         entries += [{"data": data, "target": target, **asdict(result)} for result in comparison.own_results]
     return entries

@@ -158,13 +158,21 @@ def show_rows(summaries: Sequence[MethodSummary]) -> tuple[list[str], list[list[
         place = HEADER.index("accuracy") + 1
         header.insert(place, LOSS_NAME)
         for row, summary in zip(rows, summaries, strict=True):
-            row.insert(place, _loss(summary))
+            row.insert(place, show_loss(summary))
     return header, rows
 
 
-def _loss(summary: MethodSummary) -> str:
+def show_loss(summary: MethodSummary) -> str:
+    """The loss of language models.
+
+    Args:
+        summary: one method.
+
+    Returns:
+        Its mean with half its 95 % interval; a dash where there is none, or one is not finite.
+    """
     if summary.loss_mean is None:
-        return "-"  # not finite
+        return "-"
     return f"{summary.loss_mean:.3f}" + ("" if math.isnan(summary.loss_error) else f" ± {summary.loss_error:.3f}")
 
 

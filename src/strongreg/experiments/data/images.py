@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from strongreg.experiments.data.examples import InputShape
+from strongreg.experiments.data.examples import InputShape, digest_of, moved
 
 _NUM_VALUES = 256  # of a pixel
 _CHUNK = 4096  # images counted at once
@@ -133,12 +132,7 @@ class ImageData:
         Returns:
             Eight hexadecimal digits.
         """
-        found = 0
-        for split in (self.train, self.validation, self.test):
-            found = zlib.crc32(repr(tuple(split.images.shape)).encode(), found)
-            for tensor in (split.images, split.labels):
-                found = zlib.crc32(tensor.cpu().contiguous().numpy().tobytes(), found)
-        return f"{found:08x}"
+        return digest_of((split.images, split.labels) for split in (self.train, self.validation, self.test))
 
     def to(self, device: torch.device) -> ImageData:
         """The same data on a device.
@@ -149,9 +143,7 @@ class ImageData:
         Returns:
             A new object.
         """
-        return replace(
-            self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device)
-        )
+        return moved(self, device)
 
     def normalize(self, images: Tensor) -> Tensor:
         """What a network reads: (pixels / max_value - mean) / std.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from strongreg.experiments.data.examples import InputShape
+from strongreg.experiments.data.examples import InputShape, digest_of, moved
 from strongreg.experiments.data.locate import DATA_VARIABLE, data_folder
 from strongreg.experiments.errors import UserError
 
@@ -123,11 +122,7 @@ class TextData:
         Returns:
             Eight hexadecimal digits.
         """
-        found = 0
-        for split in (self.train, self.validation, self.test):
-            found = zlib.crc32(repr(tuple(split.tokens.shape)).encode(), found)
-            found = zlib.crc32(split.tokens.cpu().contiguous().numpy().tobytes(), found)
-        return f"{found:08x}"
+        return digest_of((split.tokens,) for split in (self.train, self.validation, self.test))
 
     def to(self, device: torch.device) -> TextData:
         """The same data on a device.
@@ -138,9 +133,7 @@ class TextData:
         Returns:
             A new object.
         """
-        return replace(
-            self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device)
-        )
+        return moved(self, device)
 
     def normalize(self, inputs: Tensor) -> Tensor:
         """What a network reads.
