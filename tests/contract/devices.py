@@ -48,14 +48,18 @@ class Launches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def launches_of_a_step(num_layers: int, penalty: PenaltySpec, name: str) -> collections.Counter[str]:
+def launches_of_a_step(
+    num_layers: int, penalty: PenaltySpec, name: str, *, by_group: bool = True
+) -> collections.Counter[str]:
     """What our part of an optimizer's step launches for a network of some layers, once everything is set up."""
     model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(num_layers)))
     half = num_layers // 2 * 2
     params = list(model.parameters())
-    optimizer = OPTIMIZERS[name]([{"params": params[:half]}, {"params": params[half:], "lr": 0.02}])
+    groups = [{"params": params[:half]}, {"params": params[half:], "lr": 0.02}] if by_group else params
+    optimizer = OPTIMIZERS[name](groups)
     reg = Regularizer(model, penalty).attach(optimizer)
-    reg.detach()  # its hooks are called by hand, apart from what the optimizer does
+    for handle in reg._attachment._handles:  # they are called by hand, apart from what the optimizer does
+        handle.remove()
     for _ in range(3):
         launches = Launches()
         optimizer.zero_grad()
@@ -65,4 +69,5 @@ def launches_of_a_step(num_layers: int, penalty: PenaltySpec, name: str) -> coll
         optimizer.step()
         with launches:
             reg._after_step(optimizer, (optimizer,), {})
+    assert launches.counts, "nothing was launched: the hooks did not work"
     return launches.counts
