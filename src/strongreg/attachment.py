@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from strongreg.checkpoint import Progress, warn_of_missing
 from strongreg.groups import Target
 
 _KEYS_OF_TORCH = ("state", "param_groups")
@@ -33,9 +34,9 @@ class Attachment:
         targets: see above.
         before_step: hook, as torch calls it.
         after_step: hook, as torch calls it.
-        save: hook after ``state_dict``.
-        load: hook before ``load_state_dict``.
-        finish_load: hook after it.
+        save: gives the Regularizer's state.
+        read: reads such a state without changing anything.
+        resume: continues where it was saved.
     """
 
     def __init__(
@@ -46,19 +47,21 @@ class Attachment:
         *,
         before_step: Callable[..., Any],
         after_step: Callable[..., Any],
-        save: Callable[..., Any],
-        load: Callable[..., Any],
-        finish_load: Callable[..., Any],
+        save: Callable[[], dict[str, Any]],
+        read: Callable[[dict[str, Any]], Progress],
+        resume: Callable[[Progress], None],
     ) -> None:
         self.optimizer, self.key, self.targets = optimizer, key, targets
         self.nesting = StepNesting()
         self._handles = [
             optimizer.register_step_pre_hook(before_step),
             optimizer.register_step_post_hook(after_step),
-            optimizer.register_state_dict_post_hook(save),
-            optimizer.register_load_state_dict_pre_hook(load),
-            optimizer.register_load_state_dict_post_hook(finish_load),
+            optimizer.register_state_dict_post_hook(self._save_into),
+            optimizer.register_load_state_dict_pre_hook(self._load_from),
+            optimizer.register_load_state_dict_post_hook(self._finish_load),
         ]
+        self._save, self._read, self._resume = save, read, resume
+        self._loaded: Progress | None = None
         _attached.setdefault(optimizer, weakref.WeakSet()).add(self)
 
     def remove(self) -> None:
@@ -66,6 +69,22 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         _attached[self.optimizer].discard(self)
+
+    def _save_into(self, _optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+        state_dict[self.key] = self._save()
+
+    def _load_from(self, _optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+        self._loaded = None
+        if self.key in state_dict:
+            self._loaded = self._read(state_dict.pop(self.key))
+            return
+        warn_of_missing(self.key)
+
+    def _finish_load(self, _optimizer: Optimizer) -> None:
+        """Torch has taken its own part: had it refused, the Regularizer would be as it was, too."""
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            self._resume(loaded)
 
 
 _attached: weakref.WeakKeyDictionary[Optimizer, weakref.WeakSet[Attachment]] = weakref.WeakKeyDictionary()

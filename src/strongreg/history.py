@@ -151,13 +151,32 @@ class History:
         """
         if is_captured(record.device):
             return
-        if self._block is None or self._block_steps is None or self._block.device != record.device:
-            self.flush()
-            self._block = torch.empty((_BLOCK_STEPS, *record.shape), dtype=torch.float32, device=record.device)
-            self._block_steps = torch.empty(_BLOCK_STEPS, dtype=torch.int64, device=record.device)
+        block, steps, row = self.place(len(record), record.device)
         with np.errstate(over="ignore"):  # what float32 does not hold is infinite
-            as_scalars(self._block)[self._num_in_block] = as_scalars(record)
-        as_scalars(self._block_steps)[self._num_in_block] = as_scalars(step)
+            as_scalars(block)[row] = as_scalars(record)
+        as_scalars(steps)[row] = as_scalars(step)
+        self.written()
+
+    def place(self, num_rows: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
+        """Where to write the next record, for who does it himself; :meth:`written` is to follow.
+
+        Args:
+            num_rows: num_layers + 1.
+            device: of the record.
+
+        Returns:
+            The records, shape (m, num_rows, 5), float32, and the numbers of their steps, shape (m,), both on the
+            device; and which of the m it is to be.
+        """
+        if self._block is None or self._block_steps is None or self._block.device != device:
+            self.flush()
+            shape = (_BLOCK_STEPS, num_rows, len(QUANTITIES))
+            self._block = torch.empty(shape, dtype=torch.float32, device=device)
+            self._block_steps = torch.empty(_BLOCK_STEPS, dtype=torch.int64, device=device)
+        return self._block, self._block_steps, self._num_in_block
+
+    def written(self) -> None:
+        """Count the record that was written at :meth:`place`."""
         self._num_in_block += 1
         self._num_appended += 1
         if self._num_in_block == _BLOCK_STEPS:

@@ -65,8 +65,8 @@ class ZeroMasks:
                 able = self._constant([t.penalty.strength > 0 for t in targets], torch.bool, counts.step.device)
             frozen = per_tensor((step >= start) & as_scalars(able), devices)
         if not has_begun or isinstance(step, Tensor):
-            # a step that a GradScaler skips on the device moves no zeros: count it as another open one
-            unmoved = decision.skipped | (step >= start)
+            # a step that a GradScaler skips on the device moves no zeros, nor does one without a gradient
+            unmoved = decision.skipped | ~decision.allowed
             opened = namespace(step).where(unmoved, last_open, decision.opened)
             self.before_step(before.weights, per_tensor(last_open, devices), per_tensor(opened, devices))
         return frozen
@@ -91,6 +91,21 @@ class ZeroMasks:
                 self._masks[i] = None
             elif was:
                 self._masks[i] = weight == 0
+
+    def laid_out_as(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """The masks for who writes into them, all there, in the layout and on the device of the weights.
+
+        Args:
+            weights: the K penalized tensors.
+
+        Returns:
+            K boolean tensors; what is written into them is remembered.
+        """
+        for i, (weight, mask) in enumerate(zip(weights, self._masks, strict=True)):
+            if mask is None or mask.stride() != weight.stride() or mask.device != weight.device:
+                laid_out = torch.zeros_like(weight, dtype=torch.bool)
+                self._masks[i] = laid_out if mask is None else laid_out.copy_(mask)
+        return [mask for mask in self._masks if mask is not None]
 
     @property
     def hidden(self) -> list[Tensor | None]:

@@ -10,12 +10,13 @@ from torch._compile import _disable_dynamo
 from torch.optim import LBFGS, Optimizer
 
 from strongreg.attachment import Attachment, check_key, check_neighbours
-from strongreg.checkpoint import Progress, read_progress, warn_of_changes, warn_of_missing
+from strongreg.checkpoint import Progress, read_progress, warn_of_changes
 from strongreg.collapse import CollapseWatch
 from strongreg.counts import StepCounts
 from strongreg.decision import BeforeStep, Decision, decide, nothing_decided
 from strongreg.devices import Constants, reading_is_free
 from strongreg.gates import CoherenceGate, Gate
+from strongreg.gpu_step import GpuStep, GpuSteps
 from strongreg.groups import PenaltySpec, Target, relative_strengths, select_targets
 from strongreg.history import History
 from strongreg.imposition import add_gradients, check_strengths, warn_of_lost_shrinkage, weighted_value
@@ -122,8 +123,8 @@ class Regularizer:
         self._before: BeforeStep | None = None
         self._decision: Decision | None = None
         self._marked: list[Any] | None = None
+        self._on_gpu: GpuStep | None = None
         self._num_calls = 0  # on the host: the number of steps, or more if a GradScaler made the device skip some
-        self._loaded: Progress | None = None
         self._set_targets(select_targets(model, penalty))
         self.history = History([t.name for t in self.targets], history_every)
         self._scales: list[float] | None = None
@@ -140,7 +141,7 @@ class Regularizer:
 
     def _set_targets(self, targets: list[Target]) -> None:
         self.targets = targets
-        self._index, self._passes = GroupIndex(targets), Passes(targets)
+        self._index, self._passes, self._gpu_steps = GroupIndex(targets), Passes(targets), GpuSteps(targets)
 
     def _keep(self, rows: list[int]) -> None:
         """Leave out the targets that an optimizer does not hold; what is known of the others stays."""
@@ -207,9 +208,9 @@ class Regularizer:
             lambda: self.targets,
             before_step=self._before_step,
             after_step=self._after_step,
-            save=self._save_into,
-            load=self._load_from,
-            finish_load=self._finish_load,
+            save=self.state_dict,
+            read=self._read,
+            resume=self._continue_from,
         )
         return self
 
@@ -333,28 +334,10 @@ class Regularizer:
             "_before": None,
             "_decision": None,
             "_marked": None,
-            "_loaded": None,
+            "_on_gpu": None,
             "_passes": Passes(self.targets),
+            "_gpu_steps": GpuSteps(self.targets),
         }
-
-    def _save_into(self, _optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-        assert self._attachment is not None
-        state_dict[self._attachment.key] = self.state_dict()
-
-    def _load_from(self, _optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-        assert self._attachment is not None
-        key = self._attachment.key
-        self._loaded = None
-        if key in state_dict:
-            self._loaded = self._read(state_dict.pop(key))
-            return
-        warn_of_missing(key)
-
-    def _finish_load(self, _optimizer: Optimizer) -> None:
-        """Torch has taken its own part: had it refused, this object would be as it was, too."""
-        loaded, self._loaded = self._loaded, None
-        if loaded is not None:
-            self._continue_from(loaded)
 
     # ------------------------------------------------------------------ one step
 
@@ -362,12 +345,12 @@ class Regularizer:
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepArguments | None:
         if self._attachment is None or not self._attachment.nesting.enter():
             return None
-        self._before, self._decision, self._marked = None, None, None
+        self._before, self._decision, self._marked, self._on_gpu = None, None, None, None
 
         def measured(closure: Any) -> Any:
             def closure_then_measure() -> Any:
                 loss = closure()
-                added = self._on_gradients(optimizer)
+                added = self._on_gradients_of_closure(optimizer)
                 return loss if added is None else loss + added
 
             return closure_then_measure
@@ -378,12 +361,21 @@ class Regularizer:
         return changed
 
     @_disable_dynamo
+    def _on_gradients_of_closure(self, optimizer: Optimizer) -> Tensor | None:
+        return self._on_gradients(optimizer)
+
     @torch.no_grad()
     def _on_gradients(self, optimizer: Optimizer) -> Tensor | None:
         """Look at the gradients of the first evaluation; in gradient mode add the penalty's gradient at each one.
 
         Returns what LBFGS has to add to the loss in gradient mode, otherwise None.
         """
+        if self._before is None and self._on_gpu is None:
+            parts = self.gate, self.schedule, self.mode, self.coherence_of, self._control, self._scales or ()
+            state = self._counts, self._zero_masks, self._num_calls
+            self._on_gpu = self._gpu_steps.begin(optimizer, state, *parts)
+        if self._on_gpu is not None:
+            return None
         if self._before is None:
             in_refit = self._reading_is_free and self.num_steps >= self.schedule.refit_start
             self._before = look_before_step(
@@ -408,6 +400,11 @@ class Regularizer:
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         if self._attachment is None or not self._attachment.nesting.leave():
+            return
+        on_gpu, self._on_gpu = self._on_gpu, None
+        if on_gpu is not None:
+            on_gpu.after_step(optimizer, self._counts, self.history, records=self.history.wants(self._num_calls))
+            self._look()
             return
         before, decision, self._before, self._decision = self._before, self._decision, None, None
         if before is None:
@@ -456,8 +453,12 @@ class Regularizer:
             step = as_scalars(self._counts.step)
             number = namespace(step).where(decision.skipped, -1, step)
             self.history.append(as_tensor(decision.record), as_tensor(number))
-            self._watch.look(self.history)
         self._counts.count(decision)
+        self._look()
+
+    def _look(self) -> None:
+        """Look back at a step that is done."""
+        self._watch.look(self.history)
         self._num_calls += 1
         self._control.look(self._passes.shards, self._counts, self._num_calls)
         if self._reading_is_free or self._num_calls % _NONFINITE_CHECK_STEPS == 0:

@@ -217,7 +217,7 @@ def test_nothing_at_all_and_only_empty_tensors():
 
 
 def test_it_takes_dense_tensors_of_known_terms_where_it_runs(monkeypatch):
-    monkeypatch.setattr(multi_tensor, "_DEVICES", ("cpu",))
+    monkeypatch.setattr(multi_tensor, "DEVICES", ("cpu",))
     dense, gaps = torch.randn(4, 6), torch.randn(4, 12)[:, ::2]
     assert all(MultiTensorPasses.accepts(target(penalty, dense)) for penalty in PENALTIES)
     assert not MultiTensorPasses.accepts(target(L1(0.1), gaps))
@@ -245,7 +245,7 @@ def _train(name, penalty, monkeypatch, *, ways):
 )
 def test_whole_steps_are_those_of_the_reference(name, penalty, monkeypatch):
     expected, expected_reg = _train(name, penalty, monkeypatch, ways=(ReferencePasses,))
-    monkeypatch.setattr(multi_tensor, "_DEVICES", ("cpu",))
+    monkeypatch.setattr(multi_tensor, "DEVICES", ("cpu",))
     take_the_cpu_for_an_accelerator(monkeypatch)
     found, reg = _train(name, penalty, monkeypatch, ways=(MultiTensorPasses,))
     for a, b in zip(found, expected, strict=True):
@@ -257,7 +257,7 @@ def test_whole_steps_are_those_of_the_reference(name, penalty, monkeypatch):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_step_launches_as_much_for_few_layers_as_for_many(name, monkeypatch):
     monkeypatch.setattr(passes, "_WAYS", (MultiTensorPasses,))
-    monkeypatch.setattr(multi_tensor, "_DEVICES", ("cpu",))
+    monkeypatch.setattr(multi_tensor, "DEVICES", ("cpu",))
     take_the_cpu_for_an_accelerator(monkeypatch)
     launched, run = [], InterpretedFunction.run
     monkeypatch.setattr(InterpretedFunction, "run", lambda self, *a, **k: (launched.append(self), run(self, *a, **k)))

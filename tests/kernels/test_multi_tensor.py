@@ -11,24 +11,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from kernels.twins import target
-from strongreg import L1, GroupL2
+from strongreg import L1, CoherenceGate, CosineRamp, Delay, GroupL2, Refit, Regularizer
+from strongreg.gpu_step import GpuStep
 from strongreg.kernels import multi_tensor
 
 triton = pytest.importorskip("triton")
 
-_TYPES = {"first": "i32", "pieces": "*i64", "at": "*i64", "row": "*i64", "spans": "*i64"}  # the others: float64
-_LOOPS = ["products", "products_of_groups", "squares", "sums", "shrink", "shrink_groups"]
+_TYPES = {
+    "first": "i32",
+    "common": "i64",
+    "pieces": "*i64",
+    "at": "*i64",
+    "row": "*i64",
+    "spans": "*i64",
+}  # the others: float64
+_LOOPS = ["products", "products_of_groups", "squares", "copy", "sums", "shrink", "shrink_groups"]
 
 
 @pytest.mark.skipif(
     triton.__version__.startswith("3.4.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0",
     reason="Triton 3.4's interpreter makes numbers of arrays of one element, which NumPy 2.4 refuses",
 )
-def test_the_interpreter_gives_what_the_reference_gives():
+@pytest.mark.parametrize("cases", ["multi_tensor_cases.py", "gpu_step_cases.py"])
+def test_the_interpreter_gives_what_the_reference_gives(cases):
     """In a process of its own: the interpreter is chosen when Triton is imported."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "multi_tensor_cases.py"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", cases]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(
         command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True, check=False
@@ -78,9 +88,9 @@ class _DriverOfNoGpu:
         return device
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_launches_of_a_step_compile_as_they_are_made(dtype, tmp_path, monkeypatch):
-    """All but the launch itself: the arguments are taken apart, and what they ask for is compiled."""
+@pytest.fixture
+def launched(tmp_path, monkeypatch):
+    """All but the launches themselves: the arguments are taken apart, and what they ask for is compiled."""
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
@@ -92,10 +102,15 @@ def test_the_launches_of_a_step_compile_as_they_are_made(dtype, tmp_path, monkey
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(JITFunction, "run", warm_up)
-    targets = [target(penalty, torch.randn(4, 5).to(dtype)) for penalty in (L1(0.1), GroupL2(0.1, dim=0))]
-    weights = [each.param.detach() for each in targets]
     place = "_active" if hasattr(driver, "_active") else "active"  # the latter in Triton 3.4
     monkeypatch.setattr(driver, place, _DriverOfNoGpu())
+    return launched
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_launches_of_a_step_compile_as_they_are_made(dtype, launched):
+    targets = [target(penalty, torch.randn(4, 5).to(dtype)) for penalty in (L1(0.1), GroupL2(0.1, dim=0))]
+    weights = [each.param.detach() for each in targets]
     passes = multi_tensor.MultiTensorPasses(targets)
     passes.products(weights, weights, weights)
     passes.squares(weights)
@@ -106,9 +121,26 @@ def test_the_launches_of_a_step_compile_as_they_are_made(dtype, tmp_path, monkey
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("by_layer", [False, True], ids=["global", "layer"])
+@pytest.mark.parametrize(("of_step", "count"), [(False, 8), (True, 11)], ids=["gradient", "step"])
+def test_the_launches_of_a_step_that_is_done_there_alone_compile_too(of_step, count, by_layer, launched):
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    gate, schedule = CoherenceGate(0.7, "layer") if by_layer else Delay(1), Refit(1, before=CosineRamp(3))
+    reg = Regularizer(model, {"0.weight": L1(0.1), "*weight": L1(0.2)}, gate=gate, schedule=schedule)
+    factors = torch.ones(2, dtype=torch.float64)
+    step = GpuStep(reg.targets, optimizer, gate, schedule, factors, of_step=of_step)
+    for num_steps in range(2):
+        launched.clear()
+        assert step.before_step(optimizer, reg._counts, reg._zero_masks, num_steps)
+        step.after_step(optimizer, reg._counts, reg.history, records=num_steps == 0)
+    assert len(launched) == count
+    assert {name for name, *_ in launched} >= {"decide", "mark", "remember", "set_marked", "shrink"}
+
+
 def test_a_captured_graph_keeps_a_table_of_its_own(monkeypatch):
     """On the CPU as if a graph were captured; that it is replayed well, ``test_on_cuda.py`` shows."""
-    sent = multi_tensor._Sent((2, 3), torch.device("cpu"))
+    sent = multi_tensor.Sent((2, 3), torch.device("cpu"))
     eager, in_graph = np.arange(6).reshape(2, 3), np.arange(6, 12).reshape(2, 3)
     kept = sent(eager)
     sent._spare = [torch.empty(2, 3, dtype=torch.int64)]

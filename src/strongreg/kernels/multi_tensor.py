@@ -28,11 +28,14 @@ _BLOCK = 512  # entries: four for each of 128 threads, whose sums leave register
 _SUMMED_AT_ONCE = 256  # pieces
 _CAPTURES = 4  # sets of addresses that CUDA graphs may keep before more has to be allocated during a capture
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_DEVICES = ("cuda",)  # ROCm has this name, too
+DEVICES = ("cuda",)  # ROCm has this name, too
 
+BITS_OF_1 = int(np.float64(1.0).view(np.int64))
+"""A float64 in the bits of an integer, as the loops take numbers of the host that must not be rounded."""
 _EXACT = {"enable_fp_fusion": False}  # each operation is rounded, as torch rounds it
 
-_Table = npt.NDArray[np.int64]
+Table = npt.NDArray[np.int64]
+"""Addresses and other whole numbers of each tensor, a row for each."""
 
 
 @functools.cache
@@ -102,7 +105,7 @@ class MultiTensorPasses(BooleanZeros):
             for table in (pieces, spans, np.array(rows, dtype=np.int64), of_terms, strengths)
         )
         self._of_products, self._of_squares, self._of_shrink = (
-            _Sent((len(targets), columns), self._device) for columns in (3, 3, 5)
+            Sent((len(targets), columns), self._device) for columns in (3, 3, 5)
         )
 
     @staticmethod
@@ -116,7 +119,7 @@ class MultiTensorPasses(BooleanZeros):
             True for dense tensors on a GPU under a penalty whose terms are known, where Triton is there and works.
         """
         param = target.param
-        if param.device.type not in _DEVICES or param.dtype not in _DTYPES:
+        if param.device.type not in DEVICES or param.dtype not in _DTYPES:
             return False
         if not is_plain(param) or not is_dense(param) or known_terms(target) is None:
             return False
@@ -129,16 +132,19 @@ class MultiTensorPasses(BooleanZeros):
         pulls, minus = _fitting(weights, pulls), _fitting(weights, minus)
         with self._on_device():
             at = self._of_products(_addresses(weights, pulls, minus))
-            by_piece = self._new(self._num_pieces)
-            self._launch(
-                lambda grid, first: self._loops.products[grid](
-                    self._pieces, first, at, self._terms, by_piece, **self._huge
-                ),
-                lambda grid, first: self._loops.products_of_groups[grid](
-                    self._pieces, first, at, self._row, self._terms, by_piece, **self._huge
-                ),
-            )
-            return self._summed(at, by_piece)
+            return self._products_of(at, self._new(self._num_pieces), self._new(len(self._params)))
+
+    def _products_of(self, at: Tensor, by_piece: Tensor, out: Tensor) -> Tensor:
+        """The sums of what stands in a table, by way of those of the pieces."""
+        self._launch(
+            lambda grid, first: self._loops.products[grid](
+                self._pieces, first, at, self._terms, by_piece, **self._huge
+            ),
+            lambda grid, first: self._loops.products_of_groups[grid](
+                self._pieces, first, at, self._row, self._terms, by_piece, **self._huge
+            ),
+        )
+        return self._summed(at, by_piece, out)
 
     def squares(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """See :meth:`strongreg.kernels.reference.ReferencePasses.squares`."""
@@ -146,10 +152,13 @@ class MultiTensorPasses(BooleanZeros):
         nothing: list[Tensor | None] = [None] * len(fitting)
         with self._on_device():
             at = self._of_squares(_addresses(fitting, nothing, nothing))
-            by_piece = self._new(self._num_pieces)
-            if self._num_pieces:
-                self._loops.squares[(self._num_pieces,)](self._pieces, at, by_piece, **self._element)
-            return self._summed(at, by_piece)[:, 3]
+            return self._squares_of(at, self._new(self._num_pieces), self._new(len(self._params)))[:, 3]
+
+    def _squares_of(self, at: Tensor, by_piece: Tensor, out: Tensor) -> Tensor:
+        """Likewise, the squares alone, in the last column."""
+        if self._num_pieces:
+            self._loops.squares[(self._num_pieces,)](self._pieces, at, by_piece, **self._element)
+        return self._summed(at, by_piece, out)
 
     def shrink(
         self, weights: Sequence[Tensor], factors: Sequence[float | Tensor], step_sizes: Sequence[float | Tensor]
@@ -170,15 +179,19 @@ class MultiTensorPasses(BooleanZeros):
             return
         with self._on_device():
             at = self._of_shrink(np.column_stack([addresses[:, 0], numbers.view(np.int64), addresses[:, 1:]]))
-            self._launch(
-                lambda grid, first: self._loops.shrink[grid](
-                    self._pieces, first, at, self._terms, self._strengths, **self._huge
-                ),
-                lambda grid, first: self._loops.shrink_groups[grid](
-                    self._pieces, first, at, self._row, self._terms, self._strengths, **self._number
-                ),
-            )
+            self._shrink_by(at, BITS_OF_1)
         torch.autograd.graph.increment_version([w for w, number in zip(weights, numbers, strict=True) if number])
+
+    def _shrink_by(self, at: Tensor, common: int) -> None:
+        """The proximal step by what stands in a table, with a factor on all step sizes."""
+        self._launch(
+            lambda grid, first: self._loops.shrink[grid](
+                self._pieces, first, at, self._terms, self._strengths, common, **self._huge
+            ),
+            lambda grid, first: self._loops.shrink_groups[grid](
+                self._pieces, first, at, self._row, self._terms, self._strengths, common, **self._number
+            ),
+        )
 
     def _launch(self, separable: Callable[[Any, int], Any], grouped: Callable[[Any, int], Any]) -> None:
         """A launch over the pieces of each kind of penalty."""
@@ -187,11 +200,10 @@ class MultiTensorPasses(BooleanZeros):
         if self._num_pieces > self._num_separable:
             grouped((self._num_pieces - self._num_separable,), self._num_separable)
 
-    def _summed(self, at: Tensor, by_piece: Tensor) -> Tensor:
-        sums = self._new(len(self._params))
+    def _summed(self, at: Tensor, by_piece: Tensor, out: Tensor) -> Tensor:
         tables = self._spans, at, self._strengths, by_piece
-        self._loops.sums[(len(sums),)](*tables, sums, BLOCK=_SUMMED_AT_ONCE, **_EXACT)
-        return sums
+        self._loops.sums[(len(out),)](*tables, out, BLOCK=_SUMMED_AT_ONCE, **_EXACT)
+        return out
 
     def _new(self, count: int) -> Tensor:
         return torch.empty((count, 4), dtype=torch.float64, device=self._device)
@@ -201,7 +213,7 @@ class MultiTensorPasses(BooleanZeros):
         return torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext()
 
 
-class _Sent:
+class Sent:
     """A table on the device, sent anew when the host's has changed, without waiting.
 
     A graph under capture gets a table of its own: it sends it again at each replay, from memory of the host that stays
@@ -209,8 +221,8 @@ class _Sent:
     """
 
     def __init__(self, shape: tuple[int, int], device: torch.device) -> None:
-        self._device = device
-        self._last: _Table | None = None
+        self.device = device
+        self._last: Table | None = None
         self._kept: Tensor | None = None
         self._in_graphs: list[Tensor] = []
         self._spare: list[Tensor] = []
@@ -218,18 +230,18 @@ class _Sent:
             spare = _pinned((_CAPTURES, *shape))
             self._spare = list(spare.unbind())
 
-    def __call__(self, table: _Table) -> Tensor:
+    def __call__(self, table: Table) -> Tensor:
         """The table on the device, not to be written to."""
-        if is_captured(self._device):
+        if is_captured(self.device):
             host = self._spare.pop() if self._spare else _pinned(table.shape)
             host.numpy()[...] = table
             self._in_graphs.append(host)
-            return host.to(self._device, non_blocking=True)
+            return host.to(self.device, non_blocking=True)
         if self._kept is None or self._last is None or not np.array_equal(table, self._last):
             host = torch.from_numpy(table)
-            if self._device.type != "cpu":
+            if self.device.type != "cpu":
                 host = host.pin_memory()  # torch keeps it until the copy is done
-            self._last, self._kept = table, host.to(self._device, non_blocking=True)
+            self._last, self._kept = table, host.to(self.device, non_blocking=True)
         return self._kept
 
 
@@ -261,7 +273,7 @@ class _OnDevice:
         return self._made[id(number)][1]
 
 
-def _pieces(sizes: Sequence[int], rows: Sequence[int], terms: Sequence[Terms]) -> tuple[_Table, _Table, int]:
+def _pieces(sizes: Sequence[int], rows: Sequence[int], terms: Sequence[Terms]) -> tuple[Table, Table, int]:
     """The pieces (tensor, first entry, number of entries), the span of each tensor in them, and how many are separable.
 
     Those of separable penalties come first; of one tensor they follow one another.
@@ -284,6 +296,6 @@ def _fitting(weights: Sequence[Tensor], others: Sequence[Tensor | None]) -> list
     return [None if other is None else laid_out_as(weight, other) for weight, other in pairs]
 
 
-def _addresses(*columns: Sequence[Tensor | None]) -> _Table:
+def _addresses(*columns: Sequence[Tensor | None]) -> Table:
     """The addresses of the tensors, 0 for none, a column for each list."""
     return np.array([[0 if t is None else t.data_ptr() for t in column] for column in columns], dtype=np.int64).T.copy()

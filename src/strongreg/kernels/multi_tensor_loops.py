@@ -66,8 +66,8 @@ def products(
     Args:
         pieces: (tensor, first entry, number of entries) of each piece.
         first: the piece of the first program.
-        at: addresses of each tensor's weights w, of its pull p (0 for none), and of what is to be subtracted from that
-            (0 for nothing).
+        at: addresses of each tensor's weights w (0 where they do not matter), of its pull p (0 for none), and of what
+            is to be subtracted from that (0 for nothing).
         terms: (l1, l2, cutoff, group) of each tensor.
         by_piece: (number of pieces, 4), written.
         ELEMENT: type of the entries.
@@ -81,6 +81,7 @@ def products(
     weights = w_at.to(tl.pointer_type(ELEMENT)) + start
     pulls = p_at.to(tl.pointer_type(ELEMENT)) + start
     minus = q_at.to(tl.pointer_type(ELEMENT)) + start
+    num_weights = tl.where(w_at != 0, n, 0)
     num_pulls = tl.where(p_at != 0, n, 0)
     num_minus = tl.where(q_at != 0, num_pulls, 0)
     l1, l2 = tl.load(terms + 4 * k).to(NUMBER), tl.load(terms + 4 * k + 1).to(NUMBER)
@@ -92,7 +93,7 @@ def products(
     for begin in range(0, n, BLOCK):
         entry = begin + tl.arange(0, BLOCK)
         inside = entry < n
-        w = tl.load(weights + entry, mask=inside, other=0.0).to(NUMBER)
+        w = tl.load(weights + entry, mask=inside & (entry < num_weights), other=0.0).to(NUMBER)
         p = _difference(pulls, minus, entry, inside, num_pulls, num_minus, NUMBER)
         r = _sign(w, HUGE)
         if cutoff <= HUGE:
@@ -111,6 +112,26 @@ def products(
     tl.store(by_piece + 4 * i + 1, tl.sum(pr, 0))
     tl.store(by_piece + 4 * i + 2, tl.sum(rr, 0))
     tl.store(by_piece + 4 * i + 3, tl.sum(ww, 0))
+
+
+@triton.jit
+def copy(pieces, at, ELEMENT: tl.constexpr, BLOCK: tl.constexpr):
+    """Copies of tensors.
+
+    Args:
+        pieces: (tensor, first entry, number of entries) of each piece.
+        at: addresses of the copy of each tensor (0 for none), in the last of three columns of the tensor.
+        ELEMENT: type of the entries.
+        BLOCK: entries worked on at once.
+    """
+    i = tl.program_id(0).to(tl.int64)
+    k, start, n = tl.load(pieces + 3 * i), tl.load(pieces + 3 * i + 1), tl.load(pieces + 3 * i + 2)
+    to, source = tl.load(at + 3 * k), tl.load(at + 3 * k + 2)
+    n = tl.where(to != 0, n, 0)
+    to, source = to.to(tl.pointer_type(ELEMENT)) + start, source.to(tl.pointer_type(ELEMENT)) + start
+    for begin in range(0, n, BLOCK):
+        entry = begin + tl.arange(0, BLOCK)
+        tl.store(to + entry, tl.load(source + entry, mask=entry < n), mask=entry < n)
 
 
 @triton.jit
@@ -282,9 +303,9 @@ def sums(spans, at, strengths, by_piece, out, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _threshold(k, at, strengths):
-    """Step size times strength of a tensor: a number of the host, times what lies at the addresses that are not 0."""
-    t = tl.load(at + 5 * k + 1).to(tl.float64, bitcast=True)
+def _threshold(k, at, strengths, common):
+    """Step size times strength of a tensor: numbers of the host, times what lies at the addresses that are not 0."""
+    t = tl.load(at + 5 * k + 1).to(tl.float64, bitcast=True) * common.to(tl.float64, bitcast=True)
     factor, wide, narrow = tl.load(at + 5 * k + 2), tl.load(at + 5 * k + 3), tl.load(at + 5 * k + 4)
     if factor != 0:
         t = t * tl.load(factor.to(tl.pointer_type(tl.float64)))
@@ -295,13 +316,14 @@ def _threshold(k, at, strengths):
     return t * tl.load(strengths + k)
 
 
-@triton.jit(do_not_specialize=["first"])
+@triton.jit(do_not_specialize=["first", "common"])
 def shrink(
     pieces,
     first,
     at,
     terms,
     strengths,
+    common,
     ELEMENT: tl.constexpr,
     NUMBER: tl.constexpr,
     HUGE: tl.constexpr,
@@ -317,6 +339,7 @@ def shrink(
             not above 0.
         terms: (l1, l2, cutoff, group) of each tensor.
         strengths: of each tensor.
+        common: a factor on all of these, a float64 in the bits of an integer.
         ELEMENT: type of the entries.
         NUMBER: type they are computed in.
         HUGE: the largest number of that type.
@@ -324,7 +347,7 @@ def shrink(
     """
     i = tl.program_id(0).to(tl.int64) + first
     k, start, n = tl.load(pieces + 3 * i), tl.load(pieces + 3 * i + 1), tl.load(pieces + 3 * i + 2)
-    threshold = _threshold(k, at, strengths)
+    threshold = _threshold(k, at, strengths, common)
     if threshold > 0:
         weights = tl.load(at + 5 * k).to(tl.pointer_type(ELEMENT)) + start
         t = (threshold * tl.load(terms + 4 * k)).to(NUMBER)
@@ -348,7 +371,7 @@ def shrink(
             tl.store(weights + entry, x.to(ELEMENT), mask=inside)
 
 
-@triton.jit(do_not_specialize=["first"])
+@triton.jit(do_not_specialize=["first", "common"])
 def shrink_groups(
     pieces,
     first,
@@ -356,6 +379,7 @@ def shrink_groups(
     row,
     terms,
     strengths,
+    common,
     ELEMENT: tl.constexpr,
     NUMBER: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -369,13 +393,14 @@ def shrink_groups(
         row: number of entries of a group of each tensor.
         terms: (l1, l2, cutoff, group) of each tensor.
         strengths: of each tensor.
+        common: as for :func:`shrink`.
         ELEMENT: type of the entries.
         NUMBER: type they are computed in.
         BLOCK: entries worked on at once.
     """
     i = tl.program_id(0).to(tl.int64) + first
     k, start, n = tl.load(pieces + 3 * i), tl.load(pieces + 3 * i + 1), tl.load(pieces + 3 * i + 2)
-    threshold = _threshold(k, at, strengths)
+    threshold = _threshold(k, at, strengths, common)
     if threshold > 0:
         weights = tl.load(at + 5 * k).to(tl.pointer_type(ELEMENT)) + start
         length = tl.load(row + k)

@@ -1,0 +1,418 @@
+"""A step on a GPU in four launches, whatever the number of tensors: measured, decided, counted and recorded there.
+
+It does what the Regularizer does in general, where all is as it mostly is: plain dense tensors of one dtype on one GPU
+under penalties of known terms, a gate and a schedule of ours, one learning rate, no loss scale. Whether that is so is
+looked at in every step; otherwise the general way is gone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import operator
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from strongreg.counts import StepCounts
+from strongreg.devices import is_captured
+from strongreg.gates import AlwaysOpen, CoherenceGate, Delay, Gate
+from strongreg.groups import Target
+from strongreg.history import History
+from strongreg.kernels import multi_tensor
+from strongreg.kernels.layout import is_dense, is_plain, laid_out_as
+from strongreg.kernels.multi_tensor import BITS_OF_1, MultiTensorPasses, Sent, Table
+from strongreg.optimizers import GroupIndex, effective_step_size, loss_scale
+from strongreg.penalties import L1
+from strongreg.pull import compares_with_step
+from strongreg.refit import ZeroMasks
+from strongreg.schedules import Constant, CosineRamp, LinearRamp, Refit, Schedule
+from strongreg.settings import CoherenceOf, Mode
+from strongreg.strength_control import StrengthControl
+
+_GATES: tuple[type[Gate], ...] = (AlwaysOpen, CoherenceGate, Delay)
+_SCHEDULES: tuple[type[Schedule], ...] = (Constant, LinearRamp, CosineRamp)
+_NOT_PENALIZED = L1(0.0)
+_MOST_AT_ONCE = 512  # tensors, in the decision
+_NO_ROW = -1
+_OF_PULL, _OF_WEIGHT = 0, 3
+"""Columns of the sums: in the first are the squared norms of gradients that are pulls, in the last those of weights."""
+
+
+class GpuStep(MultiTensorPasses):
+    """The steps of an optimizer that holds the penalized parameters, as long as :meth:`still_fits`.
+
+    Where a CUDA graph is captured, it reads this object's tensors: keep the Regularizer as long as it is replayed.
+
+    Args:
+        targets: the K penalized parameters.
+        optimizer: the optimizer; :func:`fits` has said that all is well.
+        gate: when the penalty acts.
+        schedule: factor on the strength over the steps.
+        factors: factor on the strength of each tensor apart from that, shape (K,), float64 on the GPU.
+        of_step: whether the penalty must be coherent with the optimizer's step and not with the gradient.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        optimizer: Optimizer,
+        gate: Gate,
+        schedule: Schedule,
+        factors: Tensor,
+        *,
+        of_step: bool,
+    ) -> None:
+        others = [Target("", param, _NOT_PENALIZED, by_pattern=False) for param in _others(targets, optimizer)]
+        super().__init__([*targets, *others])
+        self._held = [(group, tuple(group["params"])) for group in optimizer.param_groups]
+        self._group = GroupIndex(targets).groups(optimizer)[0]
+        self._weights = [param.data_ptr() for param in self._params]
+        self._strides = [param.stride() for param in self._params]
+        self._num_penalized, self._of_step, self._factors = len(targets), of_step, factors
+        count, sizes = len(self._params), [target.param.numel() for target in targets]
+        self._starts = np.cumsum([0, *sizes])
+        self._sizes = torch.tensor(sizes, device=self._device)
+        self._copies: Tensor | None = None
+        self._squares_at = _Addresses(self._of_squares, self._gradients_alone)
+        moved = self._copies_and_weights if of_step else self._gradients_and_weights
+        self._products_at, self._at = _Addresses(self._of_products, moved), self._sizes
+        self._by_piece, self._squares, self._products = map(self._new, (self._num_pieces, count, count))
+        self._multipliers = torch.zeros(count, dtype=torch.float64, device=self._device)
+        table = np.zeros((count, 5), dtype=np.int64)
+        table[:, 0] = self._weights
+        table[: len(targets), 1] = BITS_OF_1
+        table[:, 2] = self._multipliers.data_ptr() + 8 * np.arange(count)
+        self._shrink_at = torch.from_numpy(table).to(self._device)
+        self._refit_start = schedule.refit_start
+        self._changes, self._held_zeros = torch.zeros((2, count), dtype=torch.int8, device=self._device)
+        self._remembered_at = _Addresses(Sent((count, 3), self._device), self._before_and_masks)
+        self._marked_at = _Addresses(Sent((count, 3), self._device), self._weights_masks_and_marks)
+        self._masks: list[int] = []
+        self._marks: Tensor | None = None
+        self._decision = importlib.import_module("strongreg.kernels.decision_loops").decide
+        self._zeros = importlib.import_module("strongreg.kernels.zeros_loops")
+        self._settings = torch.tensor(_numbers(gate, schedule), dtype=torch.float64, device=self._device)
+        self._kinds = {
+            "COLUMN": _OF_WEIGHT if of_step else _OF_PULL,
+            "GATE": _GATES.index(type(gate)),
+            "BY_LAYER": gate.decision_scope == "layer",
+            "SCHEDULE": _SCHEDULES.index(type(_until_refit(schedule))),
+            "BLOCK": min(_MOST_AT_ONCE, 1 << count.bit_length()),
+            "enable_fp_fusion": False,
+        }
+
+    def still_fits(self, optimizer: Optimizer) -> bool:
+        """Whether the optimizer and its parameters are those for which this was made, and where they were.
+
+        Args:
+            optimizer: the optimizer.
+
+        Returns:
+            Whether :meth:`before_step` may be called.
+        """
+        groups = optimizer.param_groups
+        if len(groups) != len(self._held):
+            return False
+        for group, (known, params) in zip(groups, self._held, strict=True):
+            now = group["params"]
+            if group is not known or len(now) != len(params) or not all(map(operator.is_, now, params)):
+                return False
+        return list(map(Tensor.data_ptr, self._params)) == self._weights
+
+    def before_step(self, optimizer: Optimizer, counts: StepCounts, masks: ZeroMasks, num_steps: int) -> bool:
+        """Measure what is to be measured before the weights move.
+
+        Args:
+            optimizer: within its step, with the gradients there.
+            counts: of the steps before it.
+            masks: the zeros that a refit to come will hold.
+            num_steps: steps before it, or more if a GradScaler made the device skip some: all that the host knows.
+
+        Returns:
+            Whether this step is done here. If not, nothing has been done.
+        """
+        if not _is_simple(optimizer):
+            return False
+        grads = self._addresses_of_gradients()
+        if grads is None:
+            return False
+        counts.to(self._device)
+        with self._on_device():
+            if self._of_step:
+                self._squares_of(self._squares_at(grads), self._by_piece, self._squares)
+                self._copies = torch.empty(int(self._starts[-1]), dtype=self._params[0].dtype, device=self._device)
+                self._at = self._products_at([self._copies.data_ptr(), *grads])
+                self._over_all(self._loops.copy, self._at)
+            else:
+                self._at = self._products_at(grads)
+                self._products_of(self._at, self._by_piece, self._products)
+            self._masks = []
+            if self._refit_start < math.inf:
+                self._masks = [mask.data_ptr() for mask in masks.laid_out_as(self._params[: self._num_penalized])]
+                self._before_refit_or_in_it(counts, has_begun=num_steps >= self._refit_start)
+        return True
+
+    def after_step(self, optimizer: Optimizer, counts: StepCounts, history: History, *, records: bool) -> None:
+        """Decide, count, record, and impose the penalty.
+
+        Args:
+            optimizer: after its step.
+            counts: of the steps before it; counted on.
+            history: what to record the step in.
+            records: whether to.
+        """
+        size = float(effective_step_size(optimizer, self._group))
+        place = history.place(self._num_penalized + 1, self._device) if records else None
+        with self._on_device():
+            if self._of_step:
+                self._products_of(self._at, self._by_piece, self._products)
+            self._decide(counts, place, 1 / size if self._of_step else 1.0)
+            if self._of_step and self._masks:
+                self._remember(self._copies)
+            self._copies = None
+            self._shrink_by(self._shrink_at, _bits(size))
+            if self._marks is not None:
+                marks, self._marks = self._marks, None
+                self._over_all(self._zeros.set_marked, self._marked_at([marks.data_ptr(), *self._masks]))
+        torch.autograd.graph.increment_version(self._params[: self._num_penalized])
+        if place is not None:
+            history.written()
+
+    def _decide(
+        self, counts: StepCounts, place: tuple[Tensor, Tensor, int] | None, unit: float, *, only_look: bool = False
+    ) -> None:
+        """Decide on the step, record it where there is a place, and count it."""
+        records, steps, row = (self._multipliers, counts.step, _NO_ROW) if place is None else place
+        self._decision[(1,)](
+            self._squares if self._of_step else self._products,
+            self._products,
+            _bits(unit),
+            self._at,
+            self._factors,
+            self._sizes,
+            self._settings,
+            counts.step,
+            counts.num_nonfinite,
+            counts.num_open,
+            counts.num_allowed,
+            counts.last_open,
+            self._multipliers,
+            self._changes,
+            self._held_zeros,
+            records,
+            steps,
+            self._num_penalized,
+            len(self._params),
+            row,
+            COUNTS=not only_look,
+            **self._kinds,
+        )
+
+    def _before_refit_or_in_it(self, counts: StepCounts, *, has_begun: bool) -> None:
+        """Remember zeros for a refit to come, and mark those that it holds, while the weights have not moved."""
+        if has_begun or not self._of_step:
+            self._decide(counts, None, 1.0, only_look=True)
+        if not self._of_step:
+            self._remember(None)
+        self._marks = None
+        if has_begun:
+            self._marks = torch.empty(int(self._starts[-1]), dtype=torch.int8, device=self._device)
+            self._over_all(self._zeros.mark, self._marked_at([self._marks.data_ptr(), *self._masks]), self._held_zeros)
+
+    def _remember(self, copies: Tensor | None) -> None:
+        """Remember the zeros that the weights had before the step."""
+        at = self._remembered_at([0 if copies is None else copies.data_ptr(), *self._masks])
+        self._over_all(self._zeros.remember, at, self._changes)
+
+    def _over_all(self, loop: Any, *tables: Tensor) -> None:
+        """A launch over all pieces."""
+        if self._num_pieces:
+            loop[(self._num_pieces,)](self._pieces, *tables, **self._element)
+
+    def _addresses_of_gradients(self) -> list[int] | None:
+        """Where the gradients lie, 0 for none; None if one of them is not laid out as its parameter."""
+        addresses, dtype, strides = [], self._params[0].dtype, self._strides
+        for i, param in enumerate(self._params):
+            grad = param.grad
+            if grad is None:
+                addresses.append(0)
+                continue
+            if type(grad) is not Tensor or grad.dtype is not dtype or grad.layout is not torch.strided or grad.is_neg():
+                return None
+            if grad.stride() != strides[i]:
+                if laid_out_as(param, grad) is not grad:
+                    return None
+                strides[i] = grad.stride()
+            address = grad.data_ptr()
+            if address == 0 and grad.numel():  # a lazy zero, or freed memory
+                return None
+            addresses.append(address)
+        return addresses
+
+    # ------------------------------------------------------------------ tables of addresses
+
+    def _gradients_alone(self, addresses: Sequence[int]) -> Table:
+        table = np.zeros((len(self._params), 3), dtype=np.int64)
+        table[:, 0] = addresses
+        return table
+
+    def _gradients_and_weights(self, addresses: Sequence[int]) -> Table:
+        table = np.zeros((len(self._params), 3), dtype=np.int64)
+        table[: self._num_penalized, 0] = self._weights[: self._num_penalized]
+        table[:, 1] = addresses
+        return table
+
+    def _copies_and_weights(self, addresses: Sequence[int]) -> Table:
+        """Of the weights before the step, of these again where there is a gradient, and of the weights."""
+        table, count = np.zeros((len(self._params), 3), dtype=np.int64), self._num_penalized
+        table[:count, 0] = addresses[0] + self._params[0].element_size() * self._starts[:-1]
+        table[:count, 1] = np.where(np.array(addresses[1 : count + 1]) != 0, table[:count, 0], 0)
+        table[:count, 2] = self._weights[:count]
+        return table
+
+    def _before_and_masks(self, addresses: Sequence[int]) -> Table:
+        """Of the weights before the step, which are those of a copy if there is one, and of what is remembered."""
+        table, count = np.zeros((len(self._params), 3), dtype=np.int64), self._num_penalized
+        copied = addresses[0] + self._params[0].element_size() * self._starts[:-1]
+        table[:count, 0] = copied if addresses[0] else self._weights[:count]
+        table[:count, 1] = addresses[1:]
+        return table
+
+    def _weights_masks_and_marks(self, addresses: Sequence[int]) -> Table:
+        table, count = np.zeros((len(self._params), 3), dtype=np.int64), self._num_penalized
+        table[:count, 0] = self._weights[:count]
+        table[:count, 1] = addresses[1:]
+        table[:count, 2] = addresses[0] + self._starts[:-1]
+        return table
+
+
+class _Addresses:
+    """A table of addresses on the GPU, made anew where they have changed.
+
+    Args:
+        sent: sends it.
+        make: makes it.
+    """
+
+    def __init__(self, sent: Sent, make: Callable[[Sequence[int]], Table]) -> None:
+        self._sent, self._make = sent, make
+        self._addresses: Sequence[int] = ()
+        self._kept: Tensor | None = None
+
+    def __call__(self, addresses: Sequence[int]) -> Tensor:
+        """The table, not to be written to."""
+        if is_captured(self._sent.device):
+            return self._sent(self._make(addresses))
+        if self._kept is None or addresses != self._addresses:
+            self._addresses, self._kept = addresses, self._sent(self._make(addresses))
+        return self._kept
+
+
+class GpuSteps:
+    """Whether a step can be done on the GPU alone, and by what; remembers both.
+
+    Args:
+        targets: the K penalized parameters.
+    """
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self._targets = targets
+        self._made_of: tuple[object, ...] = ()
+        self._step: GpuStep | None = None
+
+    def begin(
+        self,
+        optimizer: Optimizer,
+        state: tuple[StepCounts, ZeroMasks, int],
+        gate: Gate,
+        schedule: Schedule,
+        mode: Mode,
+        coherence_of: CoherenceOf,
+        control: StrengthControl,
+        scales: Sequence[float],
+    ) -> GpuStep | None:
+        """Measure what is to be measured before the weights move, if all is as it must be.
+
+        Args:
+            optimizer: within its step, with the gradients there.
+            state: for :meth:`GpuStep.before_step`.
+            gate: when the penalty acts.
+            schedule: factor on the strength over the steps.
+            mode: how the penalty is imposed.
+            coherence_of: what the penalty must be coherent with.
+            control: of the strength.
+            scales: relative strength of each tensor, K entries.
+
+        Returns:
+            What will end the step; None where the general way is to be gone.
+        """
+        device = self._targets[0].param.device
+        if device.type not in multi_tensor.DEVICES or mode != "proximal":
+            return None
+        made_of = optimizer, gate, schedule, coherence_of, control, scales
+        is_known = len(self._made_of) == len(made_of) and all(map(operator.is_, self._made_of, made_of))
+        if not is_known or (self._step is not None and not self._step.still_fits(optimizer)):
+            self._made_of, self._step = made_of, None
+            of_step = compares_with_step(coherence_of, mode, optimizer)
+            if type(control) is StrengthControl and _fit(self._targets, optimizer, gate, schedule):
+                factors = control.factors(self._targets, scales, device)
+                self._step = GpuStep(self._targets, optimizer, gate, schedule, factors, of_step=of_step)
+        return self._step if self._step is not None and self._step.before_step(optimizer, *state) else None
+
+
+def _fit(targets: Sequence[Target], optimizer: Optimizer, gate: Gate, schedule: Schedule) -> bool:
+    """Whether the loops know all of these."""
+    if type(gate) not in _GATES or type(_until_refit(schedule)) not in _SCHEDULES:
+        return False
+    group, *others = {id(group): group for group in GroupIndex(targets).groups(optimizer)}.values()
+    first = targets[0].param
+    if others or "lr" not in group or not all(MultiTensorPasses.accepts(target) for target in targets):
+        return False
+    params = [target.param for target in targets] + _others(targets, optimizer)
+    return all(p.device == first.device and p.dtype == first.dtype and is_plain(p) and is_dense(p) for p in params)
+
+
+def _others(targets: Sequence[Target], optimizer: Optimizer) -> list[nn.Parameter]:
+    """The parameters that are not penalized: their gradients must be finite, too."""
+    penalized = {id(target.param) for target in targets}
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    return [param for param in params if id(param) not in penalized and param.numel()]
+
+
+def _is_simple(optimizer: Optimizer) -> bool:
+    """Whether nothing scales the gradients, turns their sign, or stops the step."""
+    if loss_scale(optimizer) is not None or getattr(optimizer, "found_inf", None) is not None:
+        return False
+    return not any(
+        isinstance(group.get("lr"), Tensor) or group.get("lr", 0) == 0 or group.get("maximize", False)
+        for group in optimizer.param_groups
+    )
+
+
+def _numbers(gate: Gate, schedule: Schedule) -> tuple[float, ...]:
+    """What the decision is made by, as ``decision_loops.decide`` takes it."""
+    of_gate = 0.0
+    if isinstance(gate, CoherenceGate):
+        of_gate = gate.threshold
+    elif isinstance(gate, Delay):
+        of_gate = float(gate.steps)
+    before, start = _until_refit(schedule), schedule.refit_start
+    if isinstance(before, LinearRamp | CosineRamp):
+        return of_gate, float(before.steps), before.initial, before.final, float(before.start), start
+    return of_gate, 1.0, 1.0, 1.0, 0.0, start
+
+
+def _until_refit(schedule: Schedule) -> Schedule:
+    """The schedule before a refit, if it is one."""
+    return schedule.before if type(schedule) is Refit else schedule
+
+
+def _bits(number: float) -> int:
+    """A float64 in the bits of an integer."""
+    return int(struct.unpack("<q", struct.pack("<d", number))[0])
