@@ -1,7 +1,7 @@
 """How long a training step takes, forward, backward and optimizer, with a Regularizer and without: ratios of one run.
 
 python benchmarks/train.py [--networks vgg16 resnet18] [--threads 2] [--rounds N] [--json FILE] [--markdown FILE]
-python benchmarks/train.py --device cuda --dtype bf16 --channels-last
+python benchmarks/train.py --device cuda --dtype bf16 --channels-last [--graph]
 
 About 12 minutes on one core, a minute on a GPU. Batches of 128 random images of CIFAR's shape, fused SGD with
 momentum, L1 under the coherence gate. Both train the same network with the same optimizer: the Regularizer is attached
@@ -12,6 +12,9 @@ The ratio is that of the medians over the rounds, with the 95 % interval of a bo
 what the Regularizer costs, look at the second ratio, "by optimizer steps": within the same training steps the steps of
 the optimizer are timed by themselves, and what the Regularizer adds to one is taken relative to a whole step without.
 It leaves out what a colder cache may cost the next forward pass.
+
+On a fast GPU a training step of these networks takes as long as Python needs to launch it, ours included. With --graph
+the whole step is captured in a CUDA graph, with the Regularizer and without, and replayed: what is timed is the GPU.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from rounds import (
     markdown_table,
     median_of,
     ratio_of_medians,
+    seconds_per_call,
     take_turns,
     versions,
     write,
@@ -70,6 +74,27 @@ class Training:
         self.regularizer = strongreg.Regularizer(self.model, strongreg.L1(STRENGTH))
         self.device, self._dtype = device, dtype
         self.seconds_in_optimizer: dict[str, list[float]] = {WITH: [], WITHOUT: []}
+        self._graphs: dict[str, torch.cuda.CUDAGraph] = {}
+
+    def capture(self) -> None:
+        """From here on a turn replays graphs."""
+        current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+        for kind in (WITHOUT, WITH):
+            if kind == WITH:
+                self.regularizer.attach(self.optimizer)
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    self._step()
+            current.wait_stream(stream)
+            self._graphs[kind] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graphs[kind]):
+                self._step()
+        self.regularizer.detach()
+
+    def _step(self) -> None:
+        self.backward()
+        self.optimizer.step()
 
     def backward(self) -> Tensor:
         """The gradients of the batch."""
@@ -81,6 +106,8 @@ class Training:
 
     def turn(self, kind: str, number: int) -> float:
         """Seconds per training step of one turn."""
+        if self._graphs:
+            return seconds_per_call(self._graphs[kind].replay, number, self.device)
         if kind == WITH:
             self.regularizer.attach(self.optimizer)
 
@@ -110,8 +137,9 @@ def measure(training: Training, rounds: int, seconds: float) -> dict[str, Any]:
     share_open = training.regularizer.summary().total.open_fraction
     if share_open != 1:
         raise RuntimeError(f"the gate was open at {share_open:.0%} of the steps only: the proximal step is not timed")
-    steps = {kind: statistics.median(times) for kind, times in training.seconds_in_optimizer.items()}
+    steps = {kind: statistics.median(times) for kind, times in training.seconds_in_optimizer.items() if times}
     whole = median_of(turns, WITHOUT)
+    by_steps = 1 + (steps[WITH] - steps[WITHOUT]) / whole if steps else None
     return {
         "num_weights": sum(param.numel() for param in training.model.parameters()),
         "steps_per_turn": number,
@@ -120,7 +148,7 @@ def measure(training: Training, rounds: int, seconds: float) -> dict[str, Any]:
         "images_per_second": len(training.images) / whole,
         "ratio": dataclasses.asdict(ratio_of_medians(turns, WITH, WITHOUT)),
         "optimizer_ms": {kind: 1e3 * each for kind, each in steps.items()},
-        "ratio_by_optimizer_steps": 1 + (steps[WITH] - steps[WITHOUT]) / whole,
+        "ratio_by_optimizer_steps": by_steps,
         "turns": {kind: [turn[kind] for turn in turns] for kind in samples},
     }
 
@@ -129,9 +157,10 @@ def render(content: dict[str, Any]) -> str:
     """The table as Markdown."""
     of = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     layout = "channels last" if content["channels_last"] else "contiguous"
+    how = f"{layout}, captured in a graph" if content["graph"] else layout
     head = (
         f"{content['device']}; {of}; threads: {content['threads']}, batch {content['batch_size']}, {content['dtype']}, "
-        f"{layout}, {content['rounds']} rounds; limit {content['limit']:g}\n\n"
+        f"{how}, {content['rounds']} rounds; limit {content['limit']:g}\n\n"
     )
     header = ("network", "without, ms", "images/s", "with, ms", "ratio", "95 % interval", "by optimizer steps", "met")
     rows = []
@@ -139,7 +168,9 @@ def render(content: dict[str, Any]) -> str:
         ratio = row["ratio"]
         times = (f"{row['without_ms']:.4g}", f"{row['images_per_second']:.4g}", f"{row['with_ms']:.4g}")
         ratios = (f"{ratio['median']:.3f}", f"{ratio['low']:.3f} to {ratio['high']:.3f}")
-        rows.append((row["network"], *times, *ratios, f"{row['ratio_by_optimizer_steps']:.3f}", _verdict(row, content)))
+        by_steps = row["ratio_by_optimizer_steps"]
+        shown = "" if by_steps is None else f"{by_steps:.3f}"
+        rows.append((row["network"], *times, *ratios, shown, _verdict(row, content)))
     return head + markdown_table(header, rows)
 
 
@@ -161,6 +192,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of autocast; fp32 for none")
     parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--graph", action="store_true", help="the whole step as one CUDA graph")
     parser.add_argument("--threads", type=int, help="of a CPU; torch's own choice by default")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=0.5, help="of a turn; a step that takes longer is a turn")
@@ -169,10 +201,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
+    if arguments.graph and arguments.device != "cuda":
+        parser.error("--graph needs --device cuda: there are CUDA graphs on a GPU only")
     device, dtype = torch.device(arguments.device), DTYPES[arguments.dtype]
     networks = []
     for name in arguments.networks:
         training = Training(name, device, arguments.batch_size, dtype, channels_last=arguments.channels_last)
+        if arguments.graph:
+            training.capture()
         networks.append({"network": name} | measure(training, arguments.rounds, arguments.seconds))
     content = {
         "versions": versions(),
@@ -181,6 +217,7 @@ def main() -> None:
         "batch_size": arguments.batch_size,
         "dtype": arguments.dtype,
         "channels_last": arguments.channels_last,
+        "graph": arguments.graph,
         "rounds": arguments.rounds,
         "limit": LIMITS[device.type],
         "networks": networks,
