@@ -177,7 +177,7 @@ def judge(network: dict[str, Any], device: str) -> list[dict[str, Any]]:
     ]
     if device == "cuda":
         words = WORDS_OF_THE_REGULARIZER / WORDS_OF_A_COPY
-        bars = [("regularizer alone / a copy of the same bytes", ALONE, COPY, words, "<=", 2)]
+        bars.append(("regularizer alone / a copy of the same bytes", ALONE, COPY, words, "<=", 2))
     verdicts = []
     for bar, name, base, times, sense, limit in bars:
         if name in network["turns"]:
