@@ -21,10 +21,11 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # imports go from a higher number to a lower one; what is not named here is a leaf, 0
 _ORDER = (
-    ("attachment", "compression", "decision", "optimizers", "summary"),
+    ("compression", "decision", "optimizers", "summary"),
     ("collapse", "counts", "pull"),
     ("refit", "strength_control"),
-    ("checkpoint",),
+    ("checkpoint", "gpu_step"),
+    ("attachment",),
     ("regularizer",),
     ("__init__", "diagnosis", "integrations"),
     ("experiments",),
