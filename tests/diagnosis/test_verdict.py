@@ -49,6 +49,31 @@ def test_a_healthy_run_learned():
     assert diagnosis.advice == ()
 
 
+def test_a_penalty_that_made_no_zeros_is_told_so():
+    diagnosis = diagnose(_record(**HEALTHY, kept=1.0))
+    assert diagnosis.verdict == "nothing_removed"
+    assert diagnosis.learned
+    assert "It learned, but the penalty removed nothing" in str(diagnosis)
+    assert "0.00% of the penalized weights are 0" in diagnosis.evidence
+    assert diagnosis.advice[0].startswith("raise the strength (it was 0.1)")
+
+
+def test_where_the_gate_was_mostly_shut_nothing_was_removed_for_that():
+    mostly_shut = {**HEALTHY, "opened": lambda step: float(step < 20)}
+    diagnosis = diagnose(_record(**mostly_shut, kept=0.999))
+    assert diagnosis.verdict == "nothing_removed"
+    assert "the gate was open at 10.0% of the steps" in diagnosis.evidence[2]
+    assert diagnosis.advice[0].startswith("lower the strength (it was 0.1) or the gate's threshold")
+    assert "raise the learning rate (it was 0.05)" in diagnosis.advice[1]
+    shut = {**HEALTHY, "opened": _constant(0.0)}
+    assert diagnose(_record(**shut, kept=1.0)).verdict == "penalty_never_acted"
+
+
+@pytest.mark.parametrize("options", [{"kept": 0.98}, {"kept": math.nan}, {"kept": 1.0, "strength": 0.0}])
+def test_zeros_and_penalties_that_make_none_are_nothing_to_complain_of(options):
+    assert diagnose(_record(**HEALTHY, **options)).verdict == "learned"
+
+
 def test_a_penalty_that_takes_over_is_a_collapse_with_step_and_layer():
     diagnosis = diagnose(
         _record(
@@ -82,10 +107,11 @@ def test_weights_that_fall_while_the_gate_is_closed_are_not_the_penaltys_doing()
     "changes",
     [
         {"gradient": lambda step: math.nan if step > 40 else 1.0},
+        {"gradient": lambda step: math.inf if step > 40 else 1.0},
         {"weight": lambda step: math.inf if step > 40 else 10.0},
         {"weight": lambda step: 10.0 if step < 41 else 1e5, "accuracy": _constant(0.1)},
     ],
-    ids=["nan", "infinite", "grown"],
+    ids=["nan", "infinite gradient", "infinite", "grown"],
 )
 def test_numbers_that_explode_are_a_divergence(changes):
     diagnosis = diagnose(_record(**{**HEALTHY, **changes}, lr=3.0))

@@ -128,7 +128,7 @@ def test_the_commands_train_report_diagnose_and_export_it(text, tmp_path, monkey
     assert "Loss and weights kept" in html
     assert _exit_code(["diagnose", "out", "--json"]) == 0
     (diagnosis,) = json.loads(capsys.readouterr().out).values()
-    assert diagnosis["verdict"] == "learned"
+    assert diagnosis["verdict"] == "nothing_removed"  # at this strength L1 makes next to no zeros under AdamW
     assert _exit_code(["export", "out", "--pt2", "net.pt2", "--batch-size", "2"]) == 0
     exported = torch.export.load(tmp_path / "net.pt2").module()
     tokens = torch.randint(256, (2, CONTEXT))

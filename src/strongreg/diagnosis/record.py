@@ -29,6 +29,8 @@ class RunRecord:
         lr: largest learning rate.
         open_fraction: share of all steps at which the penalty acted, recorded or not; NaN if it is not known.
         weight_decay: of the optimizer; NaN if it is not known.
+        kept: share of the penalized weights that are not 0 in the end, in [0, 1]; NaN if it is not known, or the
+            penalty is none that makes zeros.
     """
 
     history: History
@@ -41,6 +43,7 @@ class RunRecord:
     lr: float = math.nan
     open_fraction: float = math.nan
     weight_decay: float = math.nan
+    kept: float = math.nan
 
     @property
     def num_steps(self) -> int:

@@ -267,4 +267,5 @@ def smooth(values: Array) -> Array:
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - NUM_SMOOTHED, 0)
     counts = (ends - starts).reshape(-1, *(1 for _ in values.shape[1:]))
-    return np.asarray((sums[ends] - sums[starts]) / counts)
+    with np.errstate(invalid="ignore"):  # after a norm that was infinite none is known
+        return np.asarray((sums[ends] - sums[starts]) / counts)

@@ -15,6 +15,7 @@ from strongreg.diagnosis.signs import RARELY, Signs
 Verdict = Literal[
     "learned",
     "penalty_never_acted",
+    "nothing_removed",
     "collapsed",
     "switched_off",
     "decayed",
@@ -27,6 +28,7 @@ Verdict = Literal[
 
 _DROP = 0.1
 _MOST_NAMES = 4
+_SELDOM = 0.5
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,9 @@ class Diagnosis:
     """What happened; ``print`` shows it in words.
 
     Args:
-        verdict: "learned"; "penalty_never_acted" (learned, but the gate let next to nothing through); "collapsed" (the
-            penalty took over); "switched_off" (it lived under the penalty, and died when that ended); "decayed" (the
+        verdict: "learned"; "penalty_never_acted" (learned, but the gate let next to nothing through);
+            "nothing_removed" (learned, but a penalty that makes zeros made next to none); "collapsed" (the penalty took
+            over); "switched_off" (it lived under the penalty, and died when that ended); "decayed" (the
             weight decay took over); "diverged" (the steps were too large); "dead_gradients" (no gradient without the
             penalty's doing); "stalled" (gradients, but no learning); "memorized" (it learned the training images, and
             is at chance on others); "damaged" (it had learned and lost much of it).
@@ -54,7 +57,7 @@ class Diagnosis:
     @property
     def learned(self) -> bool:
         """Whether the run ended above chance with what it had learned."""
-        return self.verdict in ("learned", "penalty_never_acted")
+        return self.verdict in ("learned", "penalty_never_acted", "nothing_removed")
 
     def __str__(self) -> str:
         """The diagnosis as text."""
@@ -69,6 +72,7 @@ class Diagnosis:
 _WORDS: dict[Verdict, str] = {
     "learned": "It learned",
     "penalty_never_acted": "It learned, but without the penalty",
+    "nothing_removed": "It learned, but the penalty removed nothing",
     "collapsed": "It collapsed: the penalty took over",
     "switched_off": "It lived under the penalty and died when that was switched off",
     "decayed": "It collapsed: the weight decay took over",
@@ -112,6 +116,8 @@ def diagnose(record: RunRecord) -> Diagnosis:
         return _damaged(record, signs, told)
     if record.strength > 0 and signs.open_share < RARELY:
         return _never_acted(record, signs, told)
+    if record.strength > 0 and record.kept > 1 - RARELY:
+        return _nothing_removed(record, signs, told)
     told += (signs.sizes(),)
     return Diagnosis("learned", None, None, told, ())
 
@@ -272,3 +278,24 @@ def _never_acted(record: RunRecord, signs: Signs, told: tuple[str, ...]) -> Diag
     evidence = (*told, f"the gate was open at {signs.open_share:.1%} of the steps at which the penalty may act")
     advice = (f"lower the strength (it was {record.strength:g}) or the gate's threshold",)
     return Diagnosis("penalty_never_acted", None, None, evidence, advice)
+
+
+def _nothing_removed(record: RunRecord, signs: Signs, told: tuple[str, ...]) -> Diagnosis:
+    evidence = (
+        *told,
+        f"{1 - record.kept:.2%} of the penalized weights are 0",
+        f"the gate was open at {signs.open_share:.1%} of the steps at which the penalty may act",
+        signs.sizes(),
+    )
+    change: tuple[str, ...]
+    if signs.open_share < _SELDOM:
+        change = (
+            f"lower the strength (it was {record.strength:g}) or the gate's threshold: the gate was shut at most steps",
+            f"or raise the learning rate (it was {record.lr:g}), which makes the loss gradient larger",
+        )
+    else:
+        change = (
+            f"raise the strength (it was {record.strength:g}): the gate let it act; a group penalty removes whole "
+            "groups or nothing",
+        )
+    return Diagnosis("nothing_removed", None, None, evidence, change)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from strongreg.diagnosis import Diagnosis, RunRecord, diagnose
-from strongreg.experiments.engine import load_history, load_metrics, load_result
+from strongreg.experiments.engine import EpochMetrics, load_history, load_metrics, load_result
 from strongreg.experiments.engine.checkpoint import FILE_NAME as CHECKPOINT_FILE
 from strongreg.experiments.engine.record import HISTORY_FILE, METRICS_FILE, RECIPE_FILE, RESULT_FILE
 from strongreg.experiments.errors import UserError
-from strongreg.experiments.recipe import build_recipe, read_recipe
+from strongreg.experiments.recipe import Recipe, build_recipe, read_recipe
 from strongreg.experiments.unfinished import (
     check_directory,
     describe_unfinished,
@@ -67,6 +67,25 @@ def find_diagnosable(directory: Path) -> tuple[list[Path], list[str]]:
     return sorted(finished + saved), [describe_unfinished(folder) for folder in begun if folder not in saved]
 
 
+@dataclass(frozen=True)
+class Fate:
+    """A run with what became of it.
+
+    Args:
+        directory: of the run.
+        record: what is known of it, up to the last checkpoint if it is not finished.
+        epochs: what each showed.
+        diagnosis: the verdict.
+        recipe: that beside it; None where there is none to read.
+    """
+
+    directory: Path
+    record: RunRecord
+    epochs: list[EpochMetrics]
+    diagnosis: Diagnosis
+    recipe: Recipe | None
+
+
 def diagnose_run(directory: Path) -> Diagnosis:
     """Say what happened in a run, up to its last checkpoint if it is not finished.
 
@@ -79,10 +98,26 @@ def diagnose_run(directory: Path) -> Diagnosis:
     Raises:
         UserError: a file is missing or damaged.
     """
+    return read_fate(directory).diagnosis
+
+
+def read_fate(directory: Path) -> Fate:
+    """Read a run and say what happened in it, up to its last checkpoint if it is not finished.
+
+    Args:
+        directory: of the run.
+
+    Returns:
+        The run and its diagnosis.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
     if (directory / CHECKPOINT_FILE).exists() and not (directory / RESULT_FILE).exists():
-        return _diagnose_unfinished(directory)
+        return _read_unfinished(directory)
     result = load_result(directory / RESULT_FILE)
     epochs = load_metrics(directory / METRICS_FILE, result.epochs)
+    recipe = _recipe(directory)
     record = RunRecord(
         history=load_history(directory / HISTORY_FILE),
         chance=result.chance,
@@ -93,20 +128,22 @@ def diagnose_run(directory: Path) -> Diagnosis:
         refit_start=math.inf if result.refit_start is None else result.refit_start,
         open_fraction=result.open_fraction,
         lr=max((epoch.lr for epoch in epochs), default=math.nan),
-        weight_decay=_weight_decay(directory),
+        weight_decay=math.nan if recipe is None else recipe.optimizer.weight_decay,
+        kept=result.num_nonzero / result.num_weights if _makes_zeros(recipe) else math.nan,
     )
-    return _diagnose(record, f"{directory} ({result.method})")
+    return Fate(directory, record, epochs, _diagnose(record, f"{directory} ({result.method})"), recipe)
 
 
-def _diagnose_unfinished(directory: Path) -> Diagnosis:
-    record, num_planned = read_unfinished(directory)
+def _read_unfinished(directory: Path) -> Fate:
+    record, epochs, num_planned = read_unfinished(directory)
     diagnosis = _diagnose(record, str(directory))
     told = f"the run is not finished: its last checkpoint is of epoch {len(record.accuracy)} of {num_planned}"
-    return replace(
+    diagnosis = replace(
         diagnosis,
         evidence=(told, *diagnosis.evidence),
         advice=(*diagnosis.advice, resume_hint(directory)),
     )
+    return Fate(directory, record, epochs, diagnosis, _recipe(directory))
 
 
 def _diagnose(record: RunRecord, name: str) -> Diagnosis:
@@ -116,9 +153,14 @@ def _diagnose(record: RunRecord, name: str) -> Diagnosis:
         raise UserError(f"{name}: {error}") from error
 
 
-def _weight_decay(directory: Path) -> float:
-    """That of the recipe beside the run; NaN where there is none to read."""
+def _recipe(directory: Path) -> Recipe | None:
+    """That beside the run; None where there is none to read."""
     try:
-        return build_recipe({}, read_recipe(directory / RECIPE_FILE)).optimizer.weight_decay
+        return build_recipe({}, read_recipe(directory / RECIPE_FILE))
     except UserError:
-        return math.nan
+        return None
+
+
+def _makes_zeros(recipe: Recipe | None) -> bool:
+    """Whether the penalty is one that sets weights to exactly 0."""
+    return recipe is not None and recipe.penalty.name != "l2" and recipe.penalty.mode == "proximal"

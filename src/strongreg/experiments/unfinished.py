@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from strongreg.diagnosis import RunRecord
+from strongreg.experiments.engine import EpochMetrics
 from strongreg.experiments.engine.checkpoint import FILE_NAME as CHECKPOINT_FILE
 from strongreg.experiments.engine.checkpoint import read_checkpoint
 from strongreg.experiments.engine.record import METRICS_FILE, RESULT_FILE, parse_metrics
@@ -75,14 +76,14 @@ def resume_hint(directory: Path) -> str:
     return "the command that began it finishes it, with the same --out"
 
 
-def read_unfinished(directory: Path) -> tuple[RunRecord, int]:
+def read_unfinished(directory: Path) -> tuple[RunRecord, list[EpochMetrics], int]:
     """What the checkpoint of a run tells of it.
 
     Args:
         directory: of an unfinished run.
 
     Returns:
-        Its record up to the last epoch before the checkpoint, and how many epochs there are to be.
+        Its record up to the last epoch before the checkpoint, these epochs, and how many there are to be.
 
     Raises:
         UserError: there is no checkpoint, it is damaged or of an older version, or no epoch was done when it was saved.
@@ -92,13 +93,14 @@ def read_unfinished(directory: Path) -> tuple[RunRecord, int]:
         raise UserError(f"there is nothing to diagnose yet: {describe_unfinished(directory)}")
     try:
         epochs = parse_metrics("".join(state["lines"]))
-        return RunRecord(
+        record = RunRecord(
             history=_history(state),
             accuracy=np.array([epoch.accuracy for epoch in epochs]),
             train_loss=np.array([math.nan if epoch.train_loss is None else epoch.train_loss for epoch in epochs]),
             lr=max(epoch.lr for epoch in epochs),
             **state["about"]["record"],
-        ), int(state["about"]["epochs"])
+        )
+        return record, epochs, int(state["about"]["epochs"])
     except (LookupError, AttributeError, TypeError, ValueError) as error:
         raise UserError(
             f"{directory / CHECKPOINT_FILE} was saved by another version of strongreg and cannot be diagnosed: "
