@@ -142,10 +142,9 @@ def render(content: dict[str, Any]) -> str:
 
 def draw(content: dict[str, Any]) -> str:
     """Both curves as SVG: transparent, in colours that can be read on white and on black."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    from strongreg.experiments.drawing import svg
+    from strongreg.experiments.drawing import Palette, draw_file
 
     def fill(figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
@@ -161,9 +160,8 @@ def draw(content: dict[str, Any]) -> str:
         right.set(ylim=(0, None), xlabel=f"tensors of {content['counts'][0]['num_weights']:,} weights in all")
         left.legend()
 
-    keys = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    with mpl.rc_context(dict.fromkeys(keys, TEXT)):
-        return str(svg(fill, height=3.2, width=9))
+    palette = Palette(ink=TEXT, soft=TEXT, grid=TEXT, paper="none", methods={})
+    return draw_file(fill, height=3.2, width=9, palette=palette).decode()
 
 
 def main() -> None:

@@ -8,10 +8,13 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from safetensors.torch import save
 
 from cli.command import error, examples, interrupt, run
 from experiments.finished import DAMAGES, damage
+from strongreg import History
 from strongreg.experiments import pool
+from strongreg.experiments.engine import load_history
 from strongreg.experiments.recipe import COMPARED
 from strongreg.experiments.tolerance import Tolerance, ToleranceStudy
 
@@ -42,7 +45,7 @@ def no_search(monkeypatch) -> Mock:
             "tolerance",
             "--data --model --penalty --strength --methods --seeds --precision --device --workers --out --json",
         ),
-        ("diagnose", "--json"),
+        ("diagnose", "--figure --steps --dark --json"),
         ("report", "--out"),
     ],
 )
@@ -202,6 +205,58 @@ def test_diagnose_as_json_is_nothing_else_on_standard_output(capsys):
     for verdict in verdicts.values():
         assert sorted(verdict) == ["advice", "evidence", "layer", "step", "verdict"]
     assert verdicts["out/runs/dense-seed0"]["verdict"] == "learned"
+
+
+@pytest.mark.usefixtures("out")
+def test_diagnose_draws_a_run_and_says_what_it_says_without(capsys):
+    plain, _ = run(capsys, "diagnose", "out/runs/always-seed0")
+    output, messages = run(capsys, "diagnose", "out/runs/always-seed0", "--figure", "a.svg")
+    assert (output, messages) == (plain, "wrote a.svg\n")
+    title = plain.partition(": ")[2].partition("\n")[0]
+    assert f">{title}</text>" in Path("a.svg").read_text(encoding="utf-8")
+    content = Path("a.svg").read_bytes()
+    output, _ = run(capsys, "diagnose", "out/runs/always-seed0", "--figure", "a.svg", "--json")
+    assert list(json.loads(output)) == ["out/runs/always-seed0"]
+    assert Path("a.svg").read_bytes() == content
+    run(capsys, "diagnose", "out/runs/always-seed0", "--figure", "a.svg", "--dark", "--steps", "0:20")
+    assert Path("a.svg").read_bytes() != content
+    run(capsys, "diagnose", "out/runs/always-seed0", "--figure", "a.PNG", "--quiet")
+    assert Path("a.PNG").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("out")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("out/runs/dense-seed0 --figure a.pdf", "--figure a.pdf: give the file an ending of .svg or .png"),
+        ("out/runs/dense-seed0 --figure a", "--figure a: give the file an ending of .svg or .png"),
+        ("out/runs/dense-seed0 --figure none/a.svg", "there is no directory none; make it, or choose another --figure"),
+        ("out/runs/dense-seed0 --figure file/a.svg", "cannot write to file/a.svg: "),
+        ("out/runs/dense-seed0 --figure dir.svg", "it is a directory; give a file with --figure"),
+        ("out --figure a.svg", "--figure shows one run, out holds 4: name one, such as out/runs/always-seed0"),
+        ("out/runs/dense-seed0 --dark", "--dark is for a figure: say with --figure where to draw"),
+        ("out/runs/dense-seed0 --steps 0:9", "--steps is for a figure: say with --figure where to draw"),
+        ("out/runs/dense-seed0 --figure a.svg --steps 9", "--steps 9: give the first and the last step, such as 0:100"),
+        ("out/runs/dense-seed0 --figure a.svg --steps 9:0", "--steps 9:0: give the first and the last step"),
+        ("out/runs/dense-seed0 --figure a.svg --steps=-1:4", "--steps -1:4: give the first and the last step"),
+        ("out/runs/dense-seed0 --figure a.svg --steps 500:900", "--steps 500:900: 0 of these steps recorded"),
+    ],
+)
+def test_a_figure_that_cannot_be_drawn_is_one_line_and_no_file(capsys, arguments, message):
+    Path("file").write_text("mine")
+    Path("dir.svg").mkdir()
+    assert message in error(capsys, "diagnose", *arguments.split())
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["dir.svg", "file", "out"]
+
+
+@pytest.mark.usefixtures("out")
+def test_a_run_without_history_has_no_figure(capsys):
+    file = Path("out/runs/dense-seed0/history.safetensors")
+    empty = History(load_history(file).layers)
+    file.write_bytes(save(empty.state_dict(), metadata={"layers": json.dumps(empty.layers)}))
+    message = error(capsys, "diagnose", "out/runs/dense-seed0", "--figure", "a.svg")
+    assert "a run without recorded steps or epochs cannot be diagnosed" in message
+    assert not Path("a.svg").exists()
 
 
 def _unfinish(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -32,7 +32,7 @@ from strongreg.cli.options import (
 from strongreg.cli.output import check_target, tell, writing
 from strongreg.experiments.console import ProbeLines, say, show_slow_choices, show_tolerances
 from strongreg.experiments.errors import StoppedError, UserError
-from strongreg.experiments.fate import diagnose_run, find_diagnosable, find_runs
+from strongreg.experiments.fate import Fate, find_diagnosable, find_runs, read_fate
 from strongreg.experiments.pool import interruptible
 from strongreg.experiments.tolerance import TOLERANT, ToleranceStudy, default_changes_of
 from strongreg.experiments.unfinished import describe_unfinished, find_unfinished
@@ -51,6 +51,8 @@ strongreg diagnose strongreg-out/compare-1
 
 strongreg diagnose strongreg-out/compare-1/runs/always-seed0
 
+strongreg diagnose strongreg-out/compare-1/runs/always-seed0 --figure run.svg
+
 strongreg diagnose strongreg-out/compare-1 --json"""
 EPILOG_REPORT = """Examples:
 
@@ -59,6 +61,16 @@ strongreg report strongreg-out/compare-1
 strongreg report runs/first runs/second --out both.html
 
 strongreg report runs/a runs/b runs/c"""
+
+
+_FIGURES: dict[str, Literal["svg", "png"]] = {".svg": "svg", ".png": "png"}
+
+
+def _steps(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        raise UserError(f"--steps {text}: give the first and the last step, such as 0:100")
+    return int(first), int(last)
 
 
 def tolerance(
@@ -129,23 +141,64 @@ def tolerance(
 
 def diagnose(
     run: Annotated[Path, typer.Argument(help="Directory of a run, or of a comparison with its runs.")],
+    figure: Annotated[
+        Path | None, typer.Option(help="Draw the run into this file, .svg or .png: of one run, with its verdict.")
+    ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIRST:LAST",
+            help="Steps that the figure looks at closely. Default: those around the step of the verdict, if any.",
+        ),
+    ] = None,
+    dark: Annotated[bool, typer.Option("--dark", help="Draw for a dark page.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON.")] = False,
 ) -> None:
     """Say in plain words whether a run learned, stalled or collapsed, when and where, why, and what to change.
 
     A run that is not finished is diagnosed up to its last checkpoint.
     """
+    close = None if steps is None else _steps(steps)
+    if figure is not None:
+        _check_figure(figure)
+    elif steps is not None or dark:
+        raise UserError(f"{'--dark' if steps is None else '--steps'} is for a figure: say with --figure where to draw")
     directories, left_out = find_diagnosable(run)
-    verdicts = {directory: diagnose_run(directory) for directory in directories}
+    if figure is not None and len(directories) > 1:
+        raise UserError(f"--figure shows one run, {run} holds {len(directories)}: name one, such as {directories[0]}")
+    fates = {directory: read_fate(directory) for directory in directories}
     for message in left_out:
         tell(message)
+    if figure is not None:
+        _draw(fates[directories[0]], figure, close, dark=dark)
     if as_json:
-        content = {str(directory): asdict(verdict) for directory, verdict in verdicts.items()}
+        content = {str(directory): asdict(fate.diagnosis) for directory, fate in fates.items()}
         typer.echo(json.dumps(content, indent=2))
         return
-    for directory, verdict in verdicts.items():
+    for directory, fate in fates.items():
         name = directory.name if len(directories) > 1 else str(directory)
-        typer.echo(f"{name}: {verdict}")
+        typer.echo(f"{name}: {fate.diagnosis}")
+
+
+def _check_figure(file: Path) -> None:
+    """Check before the work that a figure may be written there.
+
+    Raises:
+        UserError: it may not, or its ending is none that is known.
+    """
+    if file.suffix.lower() not in _FIGURES:
+        raise UserError(f"--figure {file}: give the file an ending of {' or '.join(_FIGURES)}")
+    check_target(file, "--figure")
+
+
+def _draw(fate: Fate, file: Path, steps: tuple[int, int] | None, *, dark: bool) -> None:
+    from strongreg.experiments.drawing import DARK, LIGHT  # matplotlib is slow to import
+    from strongreg.experiments.run_figure import draw_run
+
+    content = draw_run(fate, steps, DARK if dark else LIGHT, _FIGURES[file.suffix.lower()])
+    with writing(file):
+        write_bytes(file, content)
+    tell(f"wrote {file}")
 
 
 def report(

@@ -8,7 +8,6 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,11 +16,12 @@ from safetensors.torch import load_file
 
 import strongreg
 from strongreg.diagnosis import Diagnosis
-from strongreg.experiments.drawing import COLORS, svg
+from strongreg.experiments.drawing import COLORS, LIGHT, svg
 from strongreg.experiments.engine import EpochMetrics, RunResult, load_history, load_metrics, load_result
 from strongreg.experiments.engine.record import HISTORY_FILE, METRICS_FILE, RECIPE_FILE, RESULT_FILE, WEIGHTS_FILE
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.fate import diagnose_run
+from strongreg.experiments.page import render_page
 from strongreg.files import write_bytes
 from strongreg.sweeps.result import undominated
 
@@ -77,13 +77,11 @@ def write_gallery(directories: list[Path], file: Path) -> None:
         OSError: the page cannot be written.
     """
     runs = [_read(directory, name) for directory, name in _names(directories).items()]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("strongreg.experiments"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     recipes: dict[str, list[str]] = {}
     for run in runs:
         recipes.setdefault(run.recipe, []).append(run.name)
-    html = environment.get_template("gallery.html.j2").render(
+    page = render_page(
+        "gallery.html.j2",
         title=f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}",
         version=strongreg.__version__,
         runs=runs,
@@ -96,7 +94,7 @@ def write_gallery(directories: list[Path], file: Path) -> None:
         ],
         recipes=[(", ".join(names), recipe) for recipe, names in recipes.items()],
     )
-    write_bytes(file, html.encode())
+    write_bytes(file, page)
 
 
 _FRONT_CAPTION = (
@@ -163,7 +161,7 @@ def _draw_front(figure: Figure, runs: list[_Run]) -> None:
     front = pareto_front(runs)
     if len(front) >= _FEWEST_OF_A_FRONT:
         x, y = zip(*map(place, front), strict=True)
-        ax.plot(x, y, color="#1d2433", linewidth=1, linestyle="--", zorder=0)
+        ax.plot(x, y, color=LIGHT.ink, linewidth=1, linestyle="--", zorder=0)
     ax.set(xscale="log", xlabel="times smaller", ylabel="test accuracy (%)")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 

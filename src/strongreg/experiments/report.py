@@ -7,16 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import strongreg
 from strongreg.experiments.compare import Comparison, Job
+from strongreg.experiments.curves import draw_gate, draw_norms
 from strongreg.experiments.data.text import is_text
 from strongreg.experiments.drawing import COLORS, svg
 from strongreg.experiments.engine import EpochMetrics
+from strongreg.experiments.page import render_page
 from strongreg.experiments.recipe import METHODS, Method, Recipe, show_recipe
 from strongreg.experiments.table import BYTE_HEADER, byte_cells, show_rows, stopped_note, summarize
 from strongreg.files import write_bytes
@@ -47,12 +48,10 @@ def write_report(comparison: Comparison, file: Path) -> None:
     summaries = summarize(results)
     header, rows = show_rows(summaries)
     num_seeds = len({r.seed for r in results})
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("strongreg.experiments"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     seeds = "1 seed" if num_seeds == 1 else f"{num_seeds} seeds"
     penalty = f"{recipe.penalty.name} of strength {recipe.penalty.strength:g}"
-    html = environment.get_template("report.html.j2").render(
+    page = render_page(
+        "report.html.j2",
         title=f"{recipe.model.name} on {recipe.data.name}: {', '.join(s.method for s in summaries)}",
         subtitle=f"{penalty}, {recipe.training.epochs} epochs, {seeds}; strongreg {strongreg.__version__}",
         header=[*header, *BYTE_HEADER],
@@ -65,7 +64,7 @@ def write_report(comparison: Comparison, file: Path) -> None:
         runs=results,
         recipe=show_recipe(recipe),
     )
-    write_bytes(file, html.encode())
+    write_bytes(file, page)
 
 
 def _draw(curves: Curves, recipe: Recipe) -> list[_Drawing]:
@@ -145,25 +144,16 @@ def _draw_per_method(
 
 
 def _draw_norms(ax: Axes, method: Method, metrics: list[EpochMetrics]) -> None:
-    epochs = [m.epoch for m in metrics]
-    ax.plot(epochs, [m.gradient_norm or float("nan") for m in metrics], color=COLORS["dense"], label="‖g‖ of the loss")
-    penalty = [m.penalty_norm or float("nan") for m in metrics]
-    ax.plot(epochs, penalty, color=COLORS["always"], linestyle="--", label="‖λr‖ of the penalty")
-    ax.set_yscale("log")
     del method
+    gradient = [m.gradient_norm or math.nan for m in metrics]
+    draw_norms(ax, [m.epoch for m in metrics], gradient, [m.penalty_norm or math.nan for m in metrics])
 
 
 def _gate_drawer(threshold: float) -> Callable[[Axes, Method, list[EpochMetrics]], None]:
     def draw(ax: Axes, method: Method, metrics: list[EpochMetrics]) -> None:
-        epochs = [m.epoch for m in metrics]
-        coherence = [float("nan") if m.coherence is None else m.coherence for m in metrics]
-        opened = [float("nan") if m.open_fraction is None else m.open_fraction for m in metrics]
-        ax.fill_between(
-            epochs, opened, color=COLORS[method], alpha=0.18, step="mid", linewidth=0, label="share of open steps"
-        )
-        ax.plot(epochs, coherence, color=COLORS["dense"], label="coherence")
-        if method == "coherent":
-            ax.axhline(threshold, color=COLORS[method], linestyle=":", linewidth=1)
-        ax.set_ylim(-0.05, 1.05)
+        coherence = [math.nan if m.coherence is None else m.coherence for m in metrics]
+        opened = [math.nan if m.open_fraction is None else m.open_fraction for m in metrics]
+        shown = threshold if method == "coherent" else None
+        draw_gate(ax, [m.epoch for m in metrics], coherence, opened, COLORS[method], shown)
 
     return draw

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jinja2
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 import strongreg
-from strongreg.experiments.drawing import COLORS, svg
+from strongreg.experiments.drawing import COLORS, LIGHT, svg
+from strongreg.experiments.page import render_page
 from strongreg.experiments.recipe import Method, show_recipe
 from strongreg.experiments.sweep import Sweep
 from strongreg.experiments.sweep_table import TRIAL_HEADER, TRIAL_NOTE, trial_cells
 from strongreg.files import write_bytes
 from strongreg.sweeps import SearchResult, SearchTrial
 
-_INK = "#1d2433"
 _FRONT_CAPTION = (
     "Each living trial is a point: validation accuracy against penalized weights / weights that are not 0. The dashed "
     "line joins the trials that no other beats; the ring is the chosen one."
@@ -41,9 +40,6 @@ def write_sweep_report(sweep: Sweep, found: SearchResult, chosen: SearchTrial | 
         OSError: the file cannot be written.
     """
     recipe = sweep.recipe
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("strongreg.experiments"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     by_compression = [*reversed(found.front)]
 
     def rows(trials: list[SearchTrial]) -> list[dict[str, object]]:
@@ -53,7 +49,8 @@ def write_sweep_report(sweep: Sweep, found: SearchResult, chosen: SearchTrial | 
         ]
 
     num_seeds = len(sweep.seeds)
-    html = environment.get_template("sweep.html.j2").render(
+    page = render_page(
+        "sweep.html.j2",
         title=f"{recipe.model.name} on {recipe.data.name}: {sweep.method}, {len(found.trials)} strengths",
         subtitle=f"{recipe.penalty.name} of strength {sweep.range.lowest:g} to {sweep.range.highest:g}, "
         f"{recipe.training.epochs} epochs, {num_seeds} {'seed' if num_seeds == 1 else 'seeds'} a trial; study "
@@ -70,16 +67,16 @@ def write_sweep_report(sweep: Sweep, found: SearchResult, chosen: SearchTrial | 
         ],
         recipe=show_recipe(recipe),
     )
-    write_bytes(file, html.encode())
+    write_bytes(file, page)
 
 
 def _draw_front(figure: Figure, found: SearchResult, chosen: SearchTrial | None, method: Method) -> None:
     ax = figure.subplots()
     alive = [trial for trial in found.trials if not trial.is_dead]
     ax.plot(*_places(alive), "o", color=COLORS[method], label="trial", markersize=5)
-    ax.plot(*_places(found.front), color=_INK, linewidth=1, linestyle="--", label="front", zorder=0)
+    ax.plot(*_places(found.front), color=LIGHT.ink, linewidth=1, linestyle="--", label="front", zorder=0)
     if chosen is not None:
-        ax.plot(*_places([chosen]), "o", color=_INK, markersize=11, fillstyle="none", label="chosen")
+        ax.plot(*_places([chosen]), "o", color=LIGHT.ink, markersize=11, fillstyle="none", label="chosen")
     ax.set(xscale="log" if alive else "linear", xlabel="times smaller", ylabel="validation accuracy (%)")
     _show_plain_numbers(ax.xaxis)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
