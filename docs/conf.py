@@ -76,6 +76,15 @@ _PAGES = {
 _COMMANDS = "<!-- every command and option -->"
 _INCLUDED = re.compile(r"<!-- the file (\S+) -->")
 _LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
+_PICTURE = re.compile(
+    r'<picture>\s*<source[^>]*srcset="([^"]+)"[^>]*>\s*<img alt="([^"]+)" src="([^"]+)"[^>]*>\s*</picture>'
+)
+_IMAGE = """
+```{{image}} {file}
+:alt: {alt}
+:class: only-{mode}
+```
+"""
 _EXAMPLES = re.compile(r"(?:^strongreg .*\n\n?)+", re.MULTILINE)
 _CODE_OR_OPTION = re.compile(r"```.*?```|`[^`\n]*`|(?<![\w-])(--[a-z][a-z-]*)", re.DOTALL)
 _EQUATION = re.compile(r"docs/theory\.md,\s+(equations?\s+(\d)(?:\s+(?:to|and)\s+\d)?)")
@@ -114,7 +123,14 @@ def _relinked(text: str, base: Path, folder: Path) -> str:
         kind = "path:" if target.suffix == ".md" and not target.is_relative_to(_DOCS) else ""
         return f"]({kind}{os.path.relpath(target, folder)}{link[2] or ''})"
 
-    return _LINK.sub(relink, text)
+    return _LINK.sub(relink, _PICTURE.sub(lambda found: _images(found, base, folder), text))
+
+
+def _images(picture: re.Match[str], base: Path, folder: Path) -> str:
+    """What GitHub chooses by the reader's mode as two images, of which the site shows one: its own button chooses."""
+    files = {"dark": picture[1], "light": picture[3]}
+    places = {mode: os.path.relpath((base / file).resolve(), folder) for mode, file in files.items()}
+    return "".join(_IMAGE.format(file=file, alt=picture[2], mode=mode) for mode, file in places.items())
 
 
 def _commands() -> str:

@@ -12,6 +12,11 @@ PAGES += sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not i
 
 _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\((?![a-z]+:)([^)\s]+)\)")
+_PICTURE = re.compile(
+    r'^<picture>\n  <source media="\(prefers-color-scheme: dark\)" srcset="([^"]+)">\n'
+    r'  <img alt="([^"]+)" src="([^"]+)">\n</picture>$',
+    re.MULTILINE,
+)
 _SHELL = ("", "console", "bash")
 
 
@@ -33,6 +38,12 @@ def prose(page: Path) -> str:
 def links(page: Path) -> list[str]:
     """The links that stay within the repository."""
     return _LINK.findall(re.sub(r"`[^`\n]*`", "", prose(page)))
+
+
+def pictures(page: Path) -> list[tuple[Path, Path, str]]:
+    """Each figure of the page: its file for dark mode, that for light mode, and what it shows in words."""
+    found = _PICTURE.findall(prose(page))
+    return [((page.parent / dark).resolve(), (page.parent / light).resolve(), words) for dark, words, light in found]
 
 
 def anchors(page: Path) -> set[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from docs.markdown import PAGES, ROOT, anchors, code, commands, links, name_of
+from docs.markdown import PAGES, ROOT, anchors, code, commands, links, name_of, pictures
 from strongreg.cli.app import app
 from strongreg.experiments.models import build_model
 from strongreg.experiments.recipe import build_recipe, parse_settings, read_recipe
@@ -74,6 +74,33 @@ def test_every_link_leads_somewhere(page):
         if not there or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
             wrong.append(link)
     assert wrong == []
+
+
+def test_every_figure_is_there_for_light_and_for_dark_mode_and_said_in_words():
+    shown = {page: pictures(page) for page in PAGES}
+    for page, found in shown.items():
+        assert len(found) == page.read_text(encoding="utf-8").count("\n<picture>\n"), name_of(page)
+        for dark, light, words in found:
+            assert dark.name.endswith("-dark.svg")
+            assert light == dark.with_name(dark.name.replace("-dark.", "-light."))
+            assert len(words) > 40
+    files = {file for found in shown.values() for dark, light, _ in found for file in (dark, light)}
+    assert files == set((ROOT / "docs" / "figures").iterdir())
+    assert sum(file.stat().st_size for file in files) < 500_000
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_the_figures_of_runs_show_the_verdicts_that_the_page_tells(mode):
+    page = ROOT / "docs" / "why-strong-regularization-fails.md"
+    (told,) = (text for text in code(page, "text") if "always-seed0" in text)
+    title, evidence = told.partition(": ")[2].splitlines()[:2]
+    always = (ROOT / "docs" / "figures" / f"diagnose-always-{mode}.svg").read_text(encoding="utf-8")
+    assert f">{title}</text>" in always
+    assert f">always-seed0:{evidence.partition('evidence:')[2]}</text>" in always
+    coherent = (ROOT / "docs" / "figures" / f"diagnose-coherent-{mode}.svg").read_text(encoding="utf-8")
+    assert ">It learned.</text>" in coherent
+    accuracy = re.search(r"The second one has ([\d.]+) %", page.read_text(encoding="utf-8"))[1]
+    assert f">coherent-seed0: accuracy {accuracy}% at the end" in coherent
 
 
 def test_the_checks_find_what_is_wrong(tmp_path):

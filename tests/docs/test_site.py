@@ -15,7 +15,7 @@ from fontTools.ttLib import TTFont
 
 import strongreg
 from browser import needs_browser, visit
-from docs.markdown import ROOT, code
+from docs.markdown import ROOT, code, pictures
 
 pytest.importorskip("sphinx", reason="the extra docs is missing")
 pytestmark = pytest.mark.slow
@@ -90,6 +90,19 @@ def test_every_page_is_built_and_asks_for_nothing_outside(site):
         assert not re.search(r"url\(['\"]?(?:https?:)?//|@import", style.read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize("name", ["readme", "why-strong-regularization-fails"])
+def test_every_figure_is_shown_in_the_mode_of_the_page(site, name):
+    html = (site / f"{name}.html").read_text(encoding="utf-8")
+    shown = re.findall(r'<img alt="[^"]{40,}" class="only-(light|dark)" src="([^"]+)"', html)
+    assert (
+        len(shown) == 2 * len(pictures(ROOT / "README.md" if name == "readme" else ROOT / "docs" / f"{name}.md")) >= 4
+    )
+    for mode, file in shown:
+        assert file.endswith(f"-{mode}.svg")
+        assert (site / file).is_file()
+    assert "<picture" not in html
+
+
 def test_every_equation_is_shown_and_numbered(site):
     html = (site / "theory.html").read_text(encoding="utf-8")
     assert re.findall(r'id="equation-(\d+)"', html) == [str(number) for number in range(1, 10)]
@@ -109,7 +122,7 @@ def test_the_code_of_a_page_is_the_code_that_is_shown(site):
 
 
 @needs_browser
-@pytest.mark.parametrize("name", ["index", "theory"])
+@pytest.mark.parametrize("name", ["index", "readme", "theory", "why-strong-regularization-fails"])
 def test_a_browser_has_nothing_to_complain_of_and_nothing_to_fetch(site, tmp_path, name):
     seen = visit(site / f"{name}.html", tmp_path / "visit")
     assert seen.console == []
