@@ -86,6 +86,17 @@ def test_the_evidence_is_that_of_the_files(trained):
     assert told == f"accuracy {result.accuracy:.1%} at the end, {best:.1%} at best, {37 / 360:.1%} by chance"
 
 
+def test_a_run_that_keeps_every_weight_is_told_so_if_its_penalty_makes_zeros(run):
+    num_weights = load_result(run / "result.json").num_weights
+    change(run, num_nonzero=num_weights, compression=1.0)
+    assert diagnose_run(run).verdict == "nothing_removed"
+    text = (run / "recipe.toml").read_text()
+    for old, new in (('name = "l1"', 'name = "l2"'), ('mode = "proximal"', 'mode = "gradient"')):
+        assert old in text
+        (run / "recipe.toml").write_text(text.replace(old, new))
+        assert diagnose_run(run).verdict == "learned"
+
+
 def test_a_loss_that_was_not_finite_is_a_divergence(run):
     change(run, train_loss=None, accuracy=0.1, alive=False)
     diagnosis = diagnose_run(run)
