@@ -218,6 +218,13 @@ class Sent:
 
     A graph under capture gets a table of its own: it sends it again at each replay, from memory of the host that stays
     as it is.
+
+    Attributes:
+        device: where the table is sent.
+
+    Args:
+        shape: of the table.
+        device: see above.
     """
 
     def __init__(self, shape: tuple[int, int], device: torch.device) -> None:
@@ -231,7 +238,14 @@ class Sent:
             self._spare = list(spare.unbind())
 
     def __call__(self, table: Table) -> Tensor:
-        """The table on the device, not to be written to."""
+        """The table on the device.
+
+        Args:
+            table: what it is to hold.
+
+        Returns:
+            A tensor, not to be written to.
+        """
         if is_captured(self.device):
             host = self._spare.pop() if self._spare else _pinned(table.shape)
             host.numpy()[...] = table
