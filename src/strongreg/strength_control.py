@@ -223,10 +223,12 @@ class CompressionControl(StrengthControl):
             length = self.start - self.begin
             self._adapt(progress / length, passed / length, math.log(reached), opened / allowed)
         elif step >= self.start and abs(reached / self.compression - 1) > _TOLERANCE:
+            is_smaller = reached > self.compression
+            remedy = "lower the gate's threshold where it was closed often"
             warn(
-                f"target_compression={self.compression:g}: the refit at step {self.start} begins at {reached:.3g}; "
-                "give the network more steps before the refit, lower the gate's threshold where it was closed often, "
-                "or ask for less"
+                f"target_compression={self.compression:g}: the refit at step {self.start} begins at {reached:.3g}"
+                f"{', smaller than asked' if is_smaller else ''}; give the network more steps before the refit"
+                f"{f' or {remedy}' if is_smaller else f', {remedy}, or ask for less'}"
             )
 
     def _weigh(self, sizes: Sequence[int], now: Sequence[int], then: Sequence[int]) -> int:

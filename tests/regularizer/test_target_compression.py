@@ -7,6 +7,7 @@ import copy
 import functools
 import io
 import math
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +23,7 @@ from strongreg import (
     AlwaysOpen,
     CoherenceGate,
     Delay,
+    Gate,
     GroupL2,
     LinearRamp,
     Refit,
@@ -354,6 +356,21 @@ def test_a_target_that_is_missed_is_a_warning_that_says_so():
     with pytest.warns(UserWarning, match=r"target_compression=1000: the refit at step 66 begins at [\d.]+; "):
         run = _Run(L1(1e-5), 1000, epochs=6).train()
     assert run.compression < 900
+
+
+@dataclass(frozen=True)
+class _OpenUntil(Gate):
+    steps: int
+
+    def is_open(self, coherence, step):
+        return (step < self.steps).expand_as(coherence)
+
+
+def test_a_target_that_is_exceeded_is_not_told_to_ask_for_less():
+    remedy = "smaller than asked; give the network more steps before the refit or lower the gate's threshold"
+    with pytest.warns(UserWarning, match=rf"target_compression=2: .* begins at [\d.]+, {remedy}") as told:
+        _Run(L1(0.05), 2, epochs=6, gate=_OpenUntil(3)).train()
+    assert not any("ask for less" in str(warning.message) for warning in told)
 
 
 def test_a_gate_that_stays_closed_lowers_the_strength_and_makes_no_zeros():
