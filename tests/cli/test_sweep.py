@@ -48,6 +48,14 @@ def test_help_names_the_options_and_shows_examples_that_are_valid(capsys, no_tra
     assert Path("sweeps.db").exists()
 
 
+def test_help_says_when_a_dead_run_is_ended(capsys, no_training):
+    output, _ = run(capsys, "sweep", "--help")
+    assert "Default: never" not in " ".join(output.replace("│", " ").split())
+    run(capsys, "sweep")
+    epochs = no_training.call_args.args[0].recipe.training.stop_when_dead
+    assert f"at chance for this many epochs. Default: {epochs}." in " ".join(output.replace("│", " ").split())
+
+
 def test_options_reach_the_sweep_and_the_options_win_over_the_recipe(capsys, no_training):
     Path("mine.toml").write_text('[penalty]\nname = "mcp"\nstrength = 0.5\n[data]\nvalidation_share = 0.25\n')
     run(capsys, "sweep", "mine.toml", "--strength", 0.2, "--method", "always", "--seeds", 2, "--workers", 3)

@@ -17,7 +17,6 @@ from strongreg.cli.options import (
     Out,
     PenaltyName,
     Settings,
-    StopWhenDead,
     Strength,
     StrengthScale,
     Threshold,
@@ -30,7 +29,7 @@ from strongreg.cli.output import writing
 from strongreg.experiments.console import TrialLines, say, show_slow_choices, show_trials
 from strongreg.experiments.errors import StoppedError, UserError, check_known
 from strongreg.experiments.pool import interruptible
-from strongreg.experiments.sweep import STUDY_NAME, SWEPT, Sweep
+from strongreg.experiments.sweep import STOP_WHEN_DEAD, STUDY_NAME, SWEPT, Sweep
 from strongreg.sweeps import SearchResult, SearchTrial
 
 EPILOG_SWEEP = """Examples:
@@ -85,7 +84,10 @@ def sweep(
     seeds: Annotated[int, typer.Option(help="Seeds of each trial, 0 to N-1; dead is a trial of which one is.")] = 1,
     search_seed: Annotated[int, typer.Option(help="Seed of the sequence of strengths, >= 0.")] = 0,
     device: Device = None,
-    stop_when_dead: StopWhenDead = None,
+    stop_when_dead: Annotated[
+        int | None,
+        typer.Option(help=f"End a run that has been at chance for this many epochs. Default: {STOP_WHEN_DEAD}."),
+    ] = None,
     out: Out = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print sweep.json instead of the table.")] = False,
 ) -> None:

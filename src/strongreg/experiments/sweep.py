@@ -38,9 +38,10 @@ SWEPT: tuple[Method, ...] = ("always", "delayed", "coherent")
 """The methods that have a strength."""
 STUDY_NAME = "sweep"
 FILE = "sweep.json"
+STOP_WHEN_DEAD = 10
+"""After how many epochs at chance a run is ended, unless the recipe says."""
 _DATABASE = "sweep.db"
 _WIDTH = 10.0  # the range is a tenth to ten times the recipe's strength
-_STOP_WHEN_DEAD = 10
 _POLL_SECONDS = 0.1
 _CLAIM_SECONDS = 2.0
 _MOST_DEATHS = 3
@@ -380,7 +381,7 @@ def _range_of(strength: float, lowest: float | None, highest: float | None, seed
 def _ending_dead_runs(recipe: Recipe) -> Recipe:
     if recipe.training.stop_when_dead > 0:
         return recipe
-    return build_recipe({"training.stop_when_dead": _STOP_WHEN_DEAD}, recipe.model_dump())
+    return build_recipe({"training.stop_when_dead": STOP_WHEN_DEAD}, recipe.model_dump())
 
 
 @contextlib.contextmanager
