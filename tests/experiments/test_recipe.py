@@ -74,6 +74,12 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest(key, nearest):
     assert _error(base=base) == f"{key}=3: unknown key; did you mean {nearest}?"
 
 
+def test_an_unknown_key_like_no_other_is_an_error_that_names_the_sections():
+    for changes, base in (({"qqq": 1}, None), ({}, {"qqq": 1}), ({}, {"qqq": {"zzz": 1}})):
+        text = _error(changes, base)
+        assert "unknown key; there are the sections data, model, penalty, " in text
+
+
 @pytest.mark.parametrize(
     ("changes", "base", "words"),
     [

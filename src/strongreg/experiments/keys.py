@@ -112,9 +112,12 @@ def _no_table(name: str) -> str:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    """A question, or nothing where no key is near: those of the same last part, or else the most similar one."""
+    """A question: those of the same last part, or else the most similar one; where no key is near, the sections."""
     names = list(known)
     last = name.rpartition(".")[2]
     near = [key for key in names if key.rpartition(".")[2] == last]
     near = near or difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.4)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    sections = dict.fromkeys(key.partition(".")[0] for key in names)
+    return f"; there are the sections {', '.join(sections)}"
