@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from strongreg.extras import how_to_install
 
@@ -62,12 +63,21 @@ def _run(arguments: Sequence[str] | None) -> int:
     except UserError as error:
         return fail(str(error), error.exit_code)
     except click_exception as error:
-        hint = "" if arguments or sys.argv[1:] else " strongreg --help shows them"
-        return fail(error.format_message() + hint)  # type: ignore[attr-defined]
+        return fail(_describe(error))
     except typer.Abort:
         return _fail("interrupted")
     except OSError as error:  # of standard output: a full disk, a closed pipe
         return _fail(f"cannot write the output: {error.strerror or error}")
+
+
+def _describe(error: Any) -> str:
+    """What typer says of a mistake, with the value, which its newer versions leave out, and where the choices are."""
+    text = error.format_message().rstrip(".")
+    if hasattr(error.__cause__, "errors"):  # of pydantic
+        text += f", got {error.__cause__.errors()[0]['input']!r}"
+    text += "" if text.endswith("?") else ";"
+    context = getattr(error, "ctx", None)
+    return f"{text} {context.command_path if context else 'strongreg'} --help shows what there is"
 
 
 class _ClosedOutput(io.TextIOBase):
