@@ -39,6 +39,7 @@ from strongreg.experiments.engine.distributed import ALONE, World, joined
 from strongreg.experiments.errors import StoppedError, UserError, check_known
 from strongreg.experiments.pool import interruptible, stop_requests
 from strongreg.experiments.recipe import COMPARED, METHODS
+from strongreg.experiments.sweep import SWEPT
 from strongreg.experiments.table import stopped_note, summarize
 
 _LARGEST_SEED = 2**63 - 1
@@ -154,6 +155,7 @@ def train(
             _check_alone(context, resume)
             return Comparison.open(resume, data_dir)
         check_known("method", method, METHODS)
+        _check_target(method, target_compression)
         if not 0 <= seed <= _LARGEST_SEED:
             raise UserError(f"seed={seed}: must be between 0 and {_LARGEST_SEED}")
         built = recipe_of(
@@ -201,6 +203,17 @@ def _check_alone(context: typer.Context, directory: Path) -> None:
             f"--resume {directory} goes on with the recipe of {directory}, without {', '.join(dropped)}: leave "
             f"{'it' if len(dropped) == 1 else 'them'} out, or train anew without --resume"
         )
+
+
+def _check_target(method: str, target: float | None) -> None:
+    """Check that --target-compression would not be dropped."""
+    if target is None or method in SWEPT:
+        return
+    remedy = "leave it out" if method == "dense" else f"write --set pruning.compression={target:g}"
+    raise UserError(
+        f"--target-compression {target:g}: {method} has no penalty whose strength could adapt; {remedy}, or choose one "
+        f"of {', '.join(SWEPT)}"
+    )
 
 
 def _pooled(comparison: Comparison, workers: int | None) -> Callable[[ProgressBars], None]:
