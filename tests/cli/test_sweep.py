@@ -132,7 +132,9 @@ def test_a_refused_sweep_leaves_no_study_in_the_database(capsys):
         "out holds runs of another study than 'third' in sqlite:///out/mine.db: choose another --out"
     )
     assert "if that database is gone, delete out/sweep.json" in text
-    assert optuna.get_all_study_names("sqlite:///out/mine.db") == ["sweep"]
+    storage = optuna.storages.RDBStorage("sqlite:///out/mine.db")
+    assert [study.study_name for study in storage.get_all_studies()] == ["sweep"]
+    storage.engine.dispose()  # optuna leaves connections open
     Path("out/mine.db").unlink()
     assert "holds runs of another study than 'sweep'" in error(capsys, *command)
     assert not Path("out/mine.db").exists()

@@ -145,12 +145,14 @@ def test_optuna_sees_two_objectives_the_same_front_and_pruned_trials(tmp_path):
 
     url = f"sqlite:///{tmp_path / 'search.db'}"
     found = _search(storage=url, study_name="mine", num_trials=8)
-    study = optuna.load_study(study_name="mine", storage=url)
+    opened = optuna.storages.RDBStorage(url)
+    study = optuna.load_study(study_name="mine", storage=opened)
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MAXIMIZE"]
     assert {trial.number for trial in study.best_trials} == {trial.number for trial in found.front}
     pruned = {trial.number for trial in study.trials if trial.state.name == "PRUNED"}
     assert pruned == {trial.number for trial in found.trials if trial.is_dead}
     assert all(trial.distributions["strength"].log for trial in study.trials)
+    opened.engine.dispose()  # optuna leaves connections open
 
 
 @pytest.mark.parametrize("fault", [None, strongreg.StudyError("the database is away for a moment")])

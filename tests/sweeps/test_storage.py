@@ -103,7 +103,8 @@ def test_asking_for_a_study_makes_none(tmp_path):
     assert storage.identity_of(f"sqlite:///{file}", "s") == opened.identity
     assert storage.identity_of(f"sqlite:///file:{file}?uri=true", "s") == opened.identity
     assert storage.identity_of(f"sqlite:///{file}", "other") is None
-    assert optuna.get_all_study_names(f"sqlite:///{file}") == ["s"]
+    with _storage(f"sqlite:///{file}") as foreign:
+        assert optuna.get_all_study_names(foreign) == ["s"]
 
 
 def test_a_driver_that_is_missing_is_named(monkeypatch):
