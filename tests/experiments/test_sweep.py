@@ -23,8 +23,10 @@ from strongreg.experiments.pool import ProcessDiedError, TaskPool
 from strongreg.experiments.recipe import build_recipe, show_recipe
 from strongreg.experiments.sweep import Sweep, SweepListener, judge
 from strongreg.experiments.sweep_report import write_sweep_report
+from strongreg.sweeps import StudyError
+from strongreg.sweeps import storage as studies
 from strongreg.sweeps.result import SearchResult
-from strongreg.sweeps.trials import Claim
+from strongreg.sweeps.trials import Claim, TrialQueue
 
 # of the first three strengths two let lenet300 live, and one kills it
 RECIPE = recipe(model="lenet300", epochs=3, strength_ramp_share=0.0, training__stop_when_dead=1)
@@ -321,6 +323,15 @@ def test_a_directory_of_another_study_is_an_error(swept, tmp_path):
     sweep, _ = swept
     with pytest.raises(UserError, match=r"holds runs of another study than 'sweep' in sqlite:.*another --out"):
         _sweep(sweep.directory, storage=f"sqlite:///{tmp_path / 'new.db'}")
+
+
+def test_a_sweep_that_cannot_be_made_leaves_no_connection_open(tmp_path, monkeypatch):
+    closed = Mock(wraps=studies.close)
+    monkeypatch.setattr(studies, "close", closed)
+    monkeypatch.setattr(TrialQueue, "plan", Mock(side_effect=StudyError("the database is away")))
+    with pytest.raises(UserError, match="the database is away"):
+        _sweep(tmp_path / "out")
+    assert closed.called
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,31 @@ def _storage(url: str) -> Iterator[optuna.storages.RDBStorage]:
         made.engine.dispose()
 
 
+@pytest.fixture
+def disposed() -> Iterator[list[sqlalchemy.Engine]]:
+    """The engines whose connections were let go of."""
+    engines: list[sqlalchemy.Engine] = []
+
+    def note(engine: sqlalchemy.Engine) -> None:
+        engines.append(engine)
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "engine_disposed", note)
+    yield engines
+    sqlalchemy.event.remove(sqlalchemy.Engine, "engine_disposed", note)
+
+
+def test_a_study_that_cannot_be_used_leaves_no_connection_open(tmp_path, disposed):
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    opened = open_study(url, "s", CONFIG)
+    assert not disposed
+    with pytest.raises(StudyError, match="is of another search"):
+        open_study(url, "s", {"search": {"low": 0.2}})
+    assert len(disposed) == 1
+    with pytest.raises(KeyboardInterrupt), storage.closed_on_error(opened.storage):
+        raise KeyboardInterrupt
+    assert disposed[1:] == [opened.storage.engine]
+
+
 def test_a_study_that_is_not_ours_is_left_alone(tmp_path):
     url = f"sqlite:///{tmp_path / 'a.db'}"
     verbosity = optuna.logging.get_verbosity()

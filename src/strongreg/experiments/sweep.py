@@ -146,12 +146,13 @@ class Sweep:
         self.num_runs_taken_over = 0 if file.exists() else self._folders.check()
         opened = studies.open_study(url, self.study_name, self._config())
         self._identity = opened.identity
-        if not file.exists():
-            write_json(file, {"study_id": opened.identity})
-        self._check_identity(opened.identity)  # another command may have been here first
-        self._queue = TrialQueue(opened, self.range)
-        if opened.is_new:
-            self._queue.plan(self.num_trials)
+        with studies.closed_on_error(opened.storage):
+            if not file.exists():
+                write_json(file, {"study_id": opened.identity})
+            self._check_identity(opened.identity)  # another command may have been here first
+            self._queue = TrialQueue(opened, self.range)
+            if opened.is_new:
+                self._queue.plan(self.num_trials)
 
     def _config(self) -> dict[str, Any]:
         """What decides the outcome of a trial; the machines may differ in their devices."""

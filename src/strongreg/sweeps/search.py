@@ -79,7 +79,8 @@ def search_strength(
     range_ = SearchRange(*ends, _integer("seed", seed))
     config = {"search": {"low": range_.lowest, "high": range_.highest, "seed": range_.seed}}
     opened = studies.open_study(storage, study_name, config)
-    queue = TrialQueue(opened, range_)
+    with studies.closed_on_error(opened.storage):
+        queue = TrialQueue(opened, range_)
     try:
         if opened.is_new:
             queue.plan(num_trials)

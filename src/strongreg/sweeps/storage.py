@@ -87,7 +87,7 @@ def open_study(url: str | None, name: str, config: dict[str, Any]) -> OpenStudy:
     """
     _check_name(name)
     storage, shown, secrets = _open_storage(url)
-    with _errors_told(shown, secrets):
+    with closed_on_error(storage), _errors_told(shown, secrets):
         plain = json.loads(json.dumps(config))
         study, is_new = _create_or_load(storage, name, plain)
         _check_config(study, plain, shown)
@@ -151,6 +151,20 @@ def close(storage: BaseStorage) -> None:
 
     if isinstance(storage, RDBStorage):
         storage.engine.dispose()
+
+
+@contextlib.contextmanager
+def closed_on_error(storage: BaseStorage) -> Iterator[None]:
+    """Let go of the connections of a storage if the block raises.
+
+    Args:
+        storage: of optuna.
+    """
+    try:
+        yield
+    except BaseException:
+        close(storage)
+        raise
 
 
 def file_url(file: Path) -> str:
