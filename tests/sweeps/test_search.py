@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+import torch
 
 import strongreg
 from strongreg.sweeps import SearchResult, SearchTrial, storage
@@ -282,6 +283,11 @@ def test_a_network_without_a_weight_is_dead_and_never_the_best():
 def test_a_function_that_returns_something_else_is_an_error(value):
     with pytest.raises(TypeError, match=r"train_fn.* returned"):
         _search(lambda _: value)
+
+
+def test_of_a_tensor_the_error_says_how_it_becomes_a_number():
+    with pytest.raises(TypeError, match=r"must return two numbers; of a tensor its \.item\(\)"):
+        _search(lambda _: (torch.tensor(0.9), torch.tensor(3)))
 
 
 def test_what_is_no_function_is_an_error():

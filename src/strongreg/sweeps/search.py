@@ -139,7 +139,7 @@ def _values(train_fn: TrainFunction, strength: float) -> tuple[float, float] | N
         raise TypeError(f"train_fn({strength:g}) returned {values!r}: must return accuracy and compression")
     accuracy, compression = values
     if not (isinstance(accuracy, numbers.Real) and isinstance(compression, numbers.Real)):
-        raise TypeError(f"train_fn({strength:g}) returned {values!r}: must return two numbers")
+        raise TypeError(f"train_fn({strength:g}) returned {values!r}: must return two numbers; of a tensor its .item()")
     pair = float(accuracy), float(compression)
     if any(map(math.isnan, pair)):
         return None
