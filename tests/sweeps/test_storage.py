@@ -107,10 +107,19 @@ def test_asking_for_a_study_makes_none(tmp_path):
         assert optuna.get_all_study_names(foreign) == ["s"]
 
 
-def test_a_driver_that_is_missing_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "psycopg", None)
-    text = _error("postgresql+psycopg://me:secret@host/x")
-    assert text == ("storage postgresql+psycopg://me:***@host/x needs the package 'psycopg': install it with pip")
+@pytest.mark.parametrize(
+    ("kind", "module", "wanted"),
+    [
+        ("postgresql+psycopg", "psycopg", "psycopg[binary]"),
+        ("postgresql+psycopg2", "psycopg2", "psycopg2-binary"),
+        ("mysql", "MySQLdb", "mysqlclient"),
+        ("mysql+pymysql", "pymysql", "pymysql"),
+    ],
+)
+def test_a_driver_that_is_missing_is_named_as_pip_calls_it(monkeypatch, kind, module, wanted):
+    monkeypatch.setitem(sys.modules, module, None)
+    text = _error(f"{kind}://me:secret@host/x")
+    assert text == f"storage {kind}://me:***@host/x needs the package {module!r}: run pip install '{wanted}'"
 
 
 def test_a_file_that_cannot_be_written(tmp_path):

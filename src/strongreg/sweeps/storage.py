@@ -33,6 +33,8 @@ _SECRETS = ("pass", "pwd", "secret", "token", "odbc_connect")
 _SEPARATORS = set(":/@?&=; ")
 _KIND = re.compile(r"[A-Za-z][A-Za-z0-9_+]*://")
 _HOW_TO_WRITE = "write sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+_DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+"""By what pip calls them, with the database's own library where there is such a one."""
 _CONFIG, _ID = "strongreg", "strongreg_id"
 _ATTEMPTS = 20
 _CONFIG_SECONDS = 10.0
@@ -338,7 +340,8 @@ def _errors_told(shown: str, secrets: tuple[str, ...]) -> Iterator[None]:
         raise StudyError(f"storage {shown}: there is no such kind of database; {_HOW_TO_WRITE}") from error
     except ImportError as error:
         missing = error.__cause__.name if isinstance(error.__cause__, ImportError) else error.name
-        raise StudyError(f"storage {shown} needs the package {missing!r}: install it with pip") from error
+        wanted = _DRIVERS.get(str(missing), missing)
+        raise StudyError(f"storage {shown} needs the package {missing!r}: run pip install '{wanted}'") from error
     except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
         if isinstance(error, StudyError):
             raise
