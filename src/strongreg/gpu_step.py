@@ -73,22 +73,20 @@ class GpuStep(MultiTensorPasses):
         self._held = [(group, tuple(group["params"])) for group in optimizer.param_groups]
         self._group = GroupIndex(targets).groups(optimizer)[0]
         self._weights = [param.data_ptr() for param in self._params]
-        self._strides = [param.stride() for param in self._params]
+        self._layouts = [(param.shape, param.stride(), param.dtype) for param in self._params]
+        self._strides = [param.stride() for param in self._params]  # of the gradients
         self._num_penalized, self._of_step, self._factors = len(targets), of_step, factors
         count, sizes = len(self._params), [target.param.numel() for target in targets]
         self._starts = np.cumsum([0, *sizes])
         self._sizes = torch.tensor(sizes, device=self._device)
         self._copies: Tensor | None = None
+        self._pulls: list[int] = []
         self._squares_at = _Addresses(self._of_squares, self._gradients_alone)
         moved = self._copies_and_weights if of_step else self._gradients_and_weights
         self._products_at, self._at = _Addresses(self._of_products, moved), self._sizes
         self._by_piece, self._squares, self._products = map(self._new, (self._num_pieces, count, count))
         self._multipliers = torch.zeros(count, dtype=torch.float64, device=self._device)
-        table = np.zeros((count, 5), dtype=np.int64)
-        table[:, 0] = self._weights
-        table[: len(targets), 1] = BITS_OF_1
-        table[:, 2] = self._multipliers.data_ptr() + 8 * np.arange(count)
-        self._shrink_at = torch.from_numpy(table).to(self._device)
+        self._shrink_at = self._table_of_shrink()
         self._refit_start = schedule.refit_start
         self._changes, self._held_zeros = torch.zeros((2, count), dtype=torch.int8, device=self._device)
         self._remembered_at = _Addresses(Sent((count, 3), self._device), self._before_and_masks)
@@ -147,7 +145,8 @@ class GpuStep(MultiTensorPasses):
             if self._of_step:
                 self._squares_of(self._squares_at(grads), self._by_piece, self._squares)
                 self._copies = torch.empty(int(self._starts[-1]), dtype=self._params[0].dtype, device=self._device)
-                self._at = self._products_at([self._copies.data_ptr(), *grads])
+                self._pulls = [self._copies.data_ptr(), *grads]
+                self._at = self._products_at(self._pulls)
                 self._over_all(self._loops.copy, self._at)
             else:
                 self._at = self._products_at(grads)
@@ -168,6 +167,8 @@ class GpuStep(MultiTensorPasses):
             records: whether to.
         """
         size = float(effective_step_size(optimizer, self._group))
+        if list(map(Tensor.data_ptr, self._params)) != self._weights:
+            self._follow()
         place = history.place(self._num_penalized + 1, self._device) if records else None
         with self._on_device():
             if self._of_step:
@@ -183,6 +184,20 @@ class GpuStep(MultiTensorPasses):
         torch.autograd.graph.increment_version(self._params[: self._num_penalized])
         if place is not None:
             history.written()
+
+    def _follow(self) -> None:
+        """The optimizer has put other tensors into its parameters (``param.data = ...``) within its step."""
+        if self._layouts != [(param.shape, param.stride(), param.dtype) for param in self._params]:
+            raise RuntimeError(
+                "the optimizer has changed shape, memory layout or dtype of a parameter within its step, where "
+                "strongreg cannot follow on a GPU: set the environment variable STRONGREG_COMPILED=0"
+            )
+        self._weights = [param.data_ptr() for param in self._params]
+        self._shrink_at = self._table_of_shrink()
+        for table in (self._products_at, self._remembered_at, self._marked_at):
+            table.forget()
+        if self._copies is not None:
+            self._at = self._products_at(self._pulls)
 
     def _decide(
         self, counts: StepCounts, place: tuple[Tensor, Tensor, int] | None, unit: float, *, only_look: bool = False
@@ -257,6 +272,13 @@ class GpuStep(MultiTensorPasses):
 
     # ------------------------------------------------------------------ tables of addresses
 
+    def _table_of_shrink(self) -> Tensor:
+        table = np.zeros((len(self._params), 5), dtype=np.int64)
+        table[:, 0] = self._weights
+        table[: self._num_penalized, 1] = BITS_OF_1
+        table[:, 2] = self._multipliers.data_ptr() + 8 * np.arange(len(table))
+        return torch.from_numpy(table).to(self._device)
+
     def _gradients_alone(self, addresses: Sequence[int]) -> Table:
         table = np.zeros((len(self._params), 3), dtype=np.int64)
         table[:, 0] = addresses
@@ -312,6 +334,10 @@ class _Addresses:
         if self._kept is None or addresses != self._addresses:
             self._addresses, self._kept = addresses, self._sent(self._make(addresses))
         return self._kept
+
+    def forget(self) -> None:
+        """Make it anew the next time: what it is made of besides has changed."""
+        self._kept = None
 
 
 class GpuSteps:
@@ -372,7 +398,9 @@ def _fit(targets: Sequence[Target], optimizer: Optimizer, gate: Gate, schedule: 
         return False
     group, *others = {id(group): group for group in GroupIndex(targets).groups(optimizer)}.values()
     first = targets[0].param
-    if others or "lr" not in group or not all(MultiTensorPasses.accepts(target) for target in targets):
+    if others or "lr" not in group or not any(target.penalty.strength > 0 for target in targets):
+        return False
+    if not all(MultiTensorPasses.accepts(target) for target in targets):
         return False
     params = [target.param for target in targets] + _others(targets, optimizer)
     return all(p.device == first.device and p.dtype == first.dtype and is_plain(p) and is_dense(p) for p in params)

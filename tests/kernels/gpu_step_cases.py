@@ -61,12 +61,12 @@ def on_gpu(monkeypatch):
 class _Run:
     """A small network in training; what it does depends on nothing but the step."""
 
-    def __init__(self, name=_SGD, penalty=None, **options):
+    def __init__(self, name=_SGD, penalty=None, optimizer=None, **options):
         torch.manual_seed(0)
         self.model = nn.Sequential(
             nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(18, 8), nn.Tanh(), nn.Linear(8, 3)
         )
-        self.optimizer = _OPTIMIZERS[name](self.model.parameters())
+        self.optimizer = (optimizer or _OPTIMIZERS[name])(self.model.parameters())
         self.reg = Regularizer(self.model, L1(0.01) if penalty is None else penalty, **options)
         self.reg.attach(self.optimizer)
 
@@ -249,6 +249,38 @@ def test_parameters_that_were_moved_or_replaced_groups_are_noticed(on_gpu):
     found = _Run().train(change=move)
     assert len(done) == _NUM_STEPS
     _assert_same(found, expected)
+
+
+class _Replacing(torch.optim.Optimizer):
+    """Puts new tensors into its parameters, as some optimizers do."""
+
+    def __init__(self, params, dtype=None):
+        super().__init__(params, {"lr": 0.1})
+        self._dtype = dtype
+
+    @torch.no_grad()
+    def step(self):
+        self._held = [param.data for param in self.param_groups[0]["params"]]  # so that their memory is not taken again
+        for param in self.param_groups[0]["params"]:
+            param.data = (param.data - 0.1 * param.grad).to(self._dtype or param.dtype)
+
+
+@pytest.mark.parametrize("coherence_of", ["gradient", "step"])
+def test_an_optimizer_may_replace_the_tensors_of_its_parameters(coherence_of, on_gpu):
+    def run():
+        return _Run(gate=AlwaysOpen(), schedule=Refit(2), coherence_of=coherence_of, optimizer=_Replacing).train()
+
+    expected, done = run(), on_gpu()
+    found = run()
+    assert len(done) == _NUM_STEPS
+    _assert_same(found, expected)
+
+
+def test_an_optimizer_that_changes_dtypes_on_the_way_is_an_error(on_gpu):
+    on_gpu()
+    run = _Run(optimizer=lambda params: _Replacing(params, torch.float64))
+    with pytest.raises(RuntimeError, match="STRONGREG_COMPILED=0"):
+        run.train(range(1))
 
 
 @pytest.mark.parametrize("schedule", [Constant(), Refit(2)], ids=repr)
