@@ -1,7 +1,7 @@
 """Draws the README's figures from the recorded results, for light and for dark pages.
 
     python benchmarks/figures.py
-    strongreg compare --seeds 5 --out five && python benchmarks/figures.py --record five
+    strongreg compare --seeds 10 --out ten && python benchmarks/figures.py --record ten
 
 The second form records the accuracy after each epoch of a comparison before it draws. Writes collapse-and-rescue and
 accuracy-and-size, each as NAME-light.svg and NAME-dark.svg, into docs/figures.
