@@ -25,7 +25,7 @@ _ORDER = (
     ("collapse", "counts", "pull"),
     ("refit", "strength_control"),
     ("checkpoint", "gpu_step"),
-    ("attachment",),
+    ("attachment", "gpu_steps"),
     ("regularizer",),
     ("__init__", "diagnosis", "integrations"),
     ("experiments",),

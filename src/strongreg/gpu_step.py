@@ -24,22 +24,18 @@ from strongreg.devices import is_captured
 from strongreg.gates import AlwaysOpen, CoherenceGate, Delay, Gate
 from strongreg.groups import Target
 from strongreg.history import History
-from strongreg.kernels import multi_tensor
-from strongreg.kernels.layout import is_dense, is_plain, laid_out_as
 from strongreg.kernels.multi_tensor import BITS_OF_1, MultiTensorPasses, Sent, Table
 from strongreg.optimizers import GroupIndex, effective_step_size, loss_scale
 from strongreg.penalties import L1
-from strongreg.pull import compares_with_step
 from strongreg.refit import ZeroMasks
 from strongreg.schedules import Constant, CosineRamp, LinearRamp, Refit, Schedule
-from strongreg.settings import CoherenceOf, Mode
-from strongreg.strength_control import StrengthControl
 
 _GATES: tuple[type[Gate], ...] = (AlwaysOpen, CoherenceGate, Delay)
 _SCHEDULES: tuple[type[Schedule], ...] = (Constant, LinearRamp, CosineRamp)
 _NOT_PENALIZED = L1(0.0)
 _MOST_AT_ONCE = 512  # tensors, in the decision
 _NO_ROW = -1
+_SMALLEST_STEP_SIZE = 1e-30  # a learning rate may become 0 within the step
 _OF_PULL, _OF_WEIGHT = 0, 3
 """Columns of the sums: in the first are the squared norms of gradients that are pulls, in the last those of weights."""
 
@@ -49,9 +45,12 @@ class GpuStep(MultiTensorPasses):
 
     Where a CUDA graph is captured, it reads this object's tensors: keep the Regularizer as long as it is replayed.
 
+    Attributes:
+        is_in_a_graph: whether one has been captured.
+
     Args:
         targets: the K penalized parameters.
-        optimizer: the optimizer; :func:`fits` has said that all is well.
+        optimizer: the optimizer; :class:`strongreg.gpu_steps.GpuSteps` has seen that all is as it must be.
         gate: when the penalty acts.
         schedule: factor on the strength over the steps.
         factors: factor on the strength of each tensor apart from that, shape (K,), float64 on the GPU.
@@ -68,19 +67,23 @@ class GpuStep(MultiTensorPasses):
         *,
         of_step: bool,
     ) -> None:
-        others = [Target("", param, _NOT_PENALIZED, by_pattern=False) for param in _others(targets, optimizer)]
+        others = [Target("", param, _NOT_PENALIZED, by_pattern=False) for param in other_params(targets, optimizer)]
         super().__init__([*targets, *others])
+        self.is_in_a_graph = False
         self._held = [(group, tuple(group["params"])) for group in optimizer.param_groups]
         self._group = GroupIndex(targets).groups(optimizer)[0]
         self._weights = [param.data_ptr() for param in self._params]
         self._layouts = [(param.shape, param.stride(), param.dtype) for param in self._params]
         self._strides = [param.stride() for param in self._params]  # of the gradients
+        self._counts_of_entries = [param.numel() for param in self._params]
+        self._dtype = self._params[0].dtype
         self._num_penalized, self._of_step, self._factors = len(targets), of_step, factors
         count, sizes = len(self._params), [target.param.numel() for target in targets]
         self._starts = np.cumsum([0, *sizes])
         self._sizes = torch.tensor(sizes, device=self._device)
         self._copies: Tensor | None = None
         self._pulls: list[int] = []
+        self._in_graphs: list[Tensor] = []
         self._squares_at = _Addresses(self._of_squares, self._gradients_alone)
         moved = self._copies_and_weights if of_step else self._gradients_and_weights
         self._products_at, self._at = _Addresses(self._of_products, moved), self._sizes
@@ -135,16 +138,19 @@ class GpuStep(MultiTensorPasses):
         Returns:
             Whether this step is done here. If not, nothing has been done.
         """
-        if not _is_simple(optimizer):
+        self._copies, self._marks = None, None  # of a step that failed
+        is_captured_now = is_captured(self._device)
+        if not _is_simple(optimizer) or (is_captured_now and self._refit_start < math.inf):
             return False
         grads = self._addresses_of_gradients()
         if grads is None:
             return False
         counts.to(self._device)
+        self.is_in_a_graph |= is_captured_now
         with self._on_device():
             if self._of_step:
                 self._squares_of(self._squares_at(grads), self._by_piece, self._squares)
-                self._copies = torch.empty(int(self._starts[-1]), dtype=self._params[0].dtype, device=self._device)
+                self._copies = torch.empty(int(self._starts[-1]), dtype=self._dtype, device=self._device)
                 self._pulls = [self._copies.data_ptr(), *grads]
                 self._at = self._products_at(self._pulls)
                 self._over_all(self._loops.copy, self._at)
@@ -169,15 +175,17 @@ class GpuStep(MultiTensorPasses):
         size = float(effective_step_size(optimizer, self._group))
         if list(map(Tensor.data_ptr, self._params)) != self._weights:
             self._follow()
+        records = records and not is_captured(self._device)  # replays would share the place
         place = history.place(self._num_penalized + 1, self._device) if records else None
         with self._on_device():
             if self._of_step:
                 self._products_of(self._at, self._by_piece, self._products)
-            self._decide(counts, place, 1 / size if self._of_step else 1.0)
+            self._decide(counts, place, 1 / max(size, _SMALLEST_STEP_SIZE) if self._of_step else 1.0)
             if self._of_step and self._masks:
                 self._remember(self._copies)
             self._copies = None
-            self._shrink_by(self._shrink_at, _bits(size))
+            if size > 0:
+                self._shrink_by(self._shrink_at, _bits(size))
             if self._marks is not None:
                 marks, self._marks = self._marks, None
                 self._over_all(self._zeros.set_marked, self._marked_at([marks.data_ptr(), *self._masks]))
@@ -193,6 +201,8 @@ class GpuStep(MultiTensorPasses):
                 "strongreg cannot follow on a GPU: set the environment variable STRONGREG_COMPILED=0"
             )
         self._weights = [param.data_ptr() for param in self._params]
+        if self.is_in_a_graph:
+            self._in_graphs.append(self._shrink_at)
         self._shrink_at = self._table_of_shrink()
         for table in (self._products_at, self._remembered_at, self._marked_at):
             table.forget()
@@ -251,8 +261,8 @@ class GpuStep(MultiTensorPasses):
             loop[(self._num_pieces,)](self._pieces, *tables, **self._element)
 
     def _addresses_of_gradients(self) -> list[int] | None:
-        """Where the gradients lie, 0 for none; None if one of them is not laid out as its parameter."""
-        addresses, dtype, strides = [], self._params[0].dtype, self._strides
+        """Where the gradients lie, 0 for none; None if one of them is not laid out as its parameter was."""
+        addresses, dtype, strides, counts = [], self._dtype, self._strides, self._counts_of_entries
         for i, param in enumerate(self._params):
             grad = param.grad
             if grad is None:
@@ -260,15 +270,23 @@ class GpuStep(MultiTensorPasses):
                 continue
             if type(grad) is not Tensor or grad.dtype is not dtype or grad.layout is not torch.strided or grad.is_neg():
                 return None
-            if grad.stride() != strides[i]:
-                if laid_out_as(param, grad) is not grad:
-                    return None
-                strides[i] = grad.stride()
-            address = grad.data_ptr()
-            if address == 0 and grad.numel():  # a lazy zero, or freed memory
+            if grad.numel() != counts[i] or (grad.stride() != strides[i] and not self._is_laid_out(grad, i)):
                 return None
-            addresses.append(address)
+            address = grad.data_ptr()
+            if address == 0 and counts[i]:  # a lazy zero, or freed memory
+                return None
+            addresses.append(address or 1)  # where there are no entries nobody reads
         return addresses
+
+    def _is_laid_out(self, grad: Tensor, i: int) -> bool:
+        """Whether a gradient's strides differ along dimensions of size 1 only; if so, they are known from now on."""
+        shape, stride, _ = self._layouts[i]
+        same = grad.shape == shape and all(
+            a == b or n <= 1 for a, b, n in zip(grad.stride(), stride, shape, strict=True)
+        )
+        if same:
+            self._strides[i] = grad.stride()
+        return same
 
     # ------------------------------------------------------------------ tables of addresses
 
@@ -340,74 +358,29 @@ class _Addresses:
         self._kept = None
 
 
-class GpuSteps:
-    """Whether a step can be done on the GPU alone, and by what; remembers both.
+def knows(gate: Gate, schedule: Schedule) -> bool:
+    """Whether the loops know a gate and a schedule.
 
     Args:
-        targets: the K penalized parameters.
+        gate: when the penalty acts.
+        schedule: factor on the strength over the steps.
+
+    Returns:
+        True for those of this library, and not for classes derived from them.
     """
-
-    def __init__(self, targets: Sequence[Target]) -> None:
-        self._targets = targets
-        self._made_of: tuple[object, ...] = ()
-        self._step: GpuStep | None = None
-
-    def begin(
-        self,
-        optimizer: Optimizer,
-        state: tuple[StepCounts, ZeroMasks, int],
-        gate: Gate,
-        schedule: Schedule,
-        mode: Mode,
-        coherence_of: CoherenceOf,
-        control: StrengthControl,
-        scales: Sequence[float],
-    ) -> GpuStep | None:
-        """Measure what is to be measured before the weights move, if all is as it must be.
-
-        Args:
-            optimizer: within its step, with the gradients there.
-            state: for :meth:`GpuStep.before_step`.
-            gate: when the penalty acts.
-            schedule: factor on the strength over the steps.
-            mode: how the penalty is imposed.
-            coherence_of: what the penalty must be coherent with.
-            control: of the strength.
-            scales: relative strength of each tensor, K entries.
-
-        Returns:
-            What will end the step; None where the general way is to be gone.
-        """
-        device = self._targets[0].param.device
-        if device.type not in multi_tensor.DEVICES or mode != "proximal":
-            return None
-        made_of = optimizer, gate, schedule, coherence_of, control, scales
-        is_known = len(self._made_of) == len(made_of) and all(map(operator.is_, self._made_of, made_of))
-        if not is_known or (self._step is not None and not self._step.still_fits(optimizer)):
-            self._made_of, self._step = made_of, None
-            of_step = compares_with_step(coherence_of, mode, optimizer)
-            if type(control) is StrengthControl and _fit(self._targets, optimizer, gate, schedule):
-                factors = control.factors(self._targets, scales, device)
-                self._step = GpuStep(self._targets, optimizer, gate, schedule, factors, of_step=of_step)
-        return self._step if self._step is not None and self._step.before_step(optimizer, *state) else None
+    return type(gate) in _GATES and type(_until_refit(schedule)) in _SCHEDULES
 
 
-def _fit(targets: Sequence[Target], optimizer: Optimizer, gate: Gate, schedule: Schedule) -> bool:
-    """Whether the loops know all of these."""
-    if type(gate) not in _GATES or type(_until_refit(schedule)) not in _SCHEDULES:
-        return False
-    group, *others = {id(group): group for group in GroupIndex(targets).groups(optimizer)}.values()
-    first = targets[0].param
-    if others or "lr" not in group or not any(target.penalty.strength > 0 for target in targets):
-        return False
-    if not all(MultiTensorPasses.accepts(target) for target in targets):
-        return False
-    params = [target.param for target in targets] + _others(targets, optimizer)
-    return all(p.device == first.device and p.dtype == first.dtype and is_plain(p) and is_dense(p) for p in params)
+def other_params(targets: Sequence[Target], optimizer: Optimizer) -> list[nn.Parameter]:
+    """The parameters that are not penalized: their gradients must be finite, too.
 
+    Args:
+        targets: the penalized parameters.
+        optimizer: the optimizer that holds all.
 
-def _others(targets: Sequence[Target], optimizer: Optimizer) -> list[nn.Parameter]:
-    """The parameters that are not penalized: their gradients must be finite, too."""
+    Returns:
+        Those with entries.
+    """
     penalized = {id(target.param) for target in targets}
     params = [param for group in optimizer.param_groups for param in group["params"]]
     return [param for param in params if id(param) not in penalized and param.numel()]

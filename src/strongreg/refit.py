@@ -10,7 +10,7 @@ from torch import Tensor
 
 from strongreg.counts import StepCounts
 from strongreg.decision import BeforeStep, Decision
-from strongreg.devices import Constants
+from strongreg.devices import Constants, is_captured
 from strongreg.dtensors import as_dtensor, is_dtensor, local, part_of, whole
 from strongreg.groups import Target
 from strongreg.scalars import as_scalars, namespace, per_tensor
@@ -51,9 +51,17 @@ class ZeroMasks:
 
         Returns:
             Whether the zeros of each are to be kept over the step, K entries; None before the refit.
+
+        Raises:
+            RuntimeError: the step is being captured in a CUDA graph.
         """
         if start == math.inf:
             return None
+        if is_captured(counts.step.device):
+            raise RuntimeError(
+                "a refit begins at a step that the host counts, which a CUDA graph leaves out: capture forward and "
+                "backward alone, and leave the optimizer's step outside"
+            )
         has_begun = num_steps >= start
         step, last_open = as_scalars(counts.step), as_scalars(counts.last_open)
         devices = [target.param.device for target in targets]

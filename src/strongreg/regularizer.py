@@ -16,7 +16,8 @@ from strongreg.counts import StepCounts
 from strongreg.decision import BeforeStep, Decision, decide, nothing_decided
 from strongreg.devices import Constants, reading_is_free
 from strongreg.gates import CoherenceGate, Gate
-from strongreg.gpu_step import GpuStep, GpuSteps
+from strongreg.gpu_step import GpuStep
+from strongreg.gpu_steps import GpuSteps
 from strongreg.groups import PenaltySpec, Target, relative_strengths, select_targets
 from strongreg.history import History
 from strongreg.imposition import add_gradients, check_strengths, warn_of_lost_shrinkage, weighted_value
@@ -218,6 +219,7 @@ class Regularizer:
         """Remove every hook; the optimizer is as it was before ``attach``. History and counts stay readable."""
         if self._attachment is not None:
             self._attachment.remove()
+            self._gpu_steps.release()
         self._attachment = None
 
     # ------------------------------------------------------------------ what to read
@@ -372,8 +374,7 @@ class Regularizer:
         """
         if self._before is None and self._on_gpu is None:
             parts = self.gate, self.schedule, self.mode, self.coherence_of, self._control, self._scales or ()
-            state = self._counts, self._zero_masks, self._num_calls
-            self._on_gpu = self._gpu_steps.begin(optimizer, state, *parts)
+            self._on_gpu = self._gpu_steps.begin(optimizer, (self._counts, self._zero_masks, self._num_calls), *parts)
         if self._on_gpu is not None:
             return None
         if self._before is None:

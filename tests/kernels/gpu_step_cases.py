@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from strongreg import (
     Refit,
     Regularizer,
     SparseGroup,
+    gpu_steps,
 )
 from strongreg.gpu_step import GpuStep
 from strongreg.history import QUANTITIES
@@ -53,6 +56,8 @@ def on_gpu(monkeypatch):
     def begin():
         monkeypatch.setattr(multi_tensor, "DEVICES", ("cpu",))
         take_the_cpu_for_an_accelerator(monkeypatch)
+        assert gpu_steps._work_on(torch.device("cpu"), torch.float32)
+        done.clear()
         return done
 
     return begin
@@ -281,6 +286,88 @@ def test_an_optimizer_that_changes_dtypes_on_the_way_is_an_error(on_gpu):
     run = _Run(optimizer=lambda params: _Replacing(params, torch.float64))
     with pytest.raises(RuntimeError, match="STRONGREG_COMPILED=0"):
         run.train(range(1))
+
+
+@pytest.mark.parametrize("change", [lambda w: w[:4], lambda w: w.view(18, 8), lambda w: w.view(8, 18).t()])
+def test_another_shape_at_the_same_address_goes_the_general_way(change, on_gpu):
+    done = on_gpu()
+    run = _Run().train(range(1))
+    weight = run.model[4].weight
+    weight.data, weight.grad = change(weight.data), change(weight.grad)
+    assert run.reg._gpu_steps._step.before_step(run.optimizer, run.reg._counts, run.reg._zero_masks, 1) is False
+    assert len(done) == 1
+
+
+@pytest.mark.parametrize("name", [_SGD, "adamw"])
+def test_a_learning_rate_may_become_0_within_the_step(name, on_gpu):
+    def train():
+        run = _Run(name)
+        run.reg.detach()
+        run.optimizer.register_step_post_hook(lambda optimizer, *_: optimizer.param_groups[0].update(lr=0.0))
+        run.reg.attach(run.optimizer)
+        return run.train(range(1))
+
+    expected, done = train(), on_gpu()
+    found = train()
+    assert len(done) == 1
+    _assert_same(found, expected)
+
+
+def test_a_parameter_without_entries_counts_as_one_with_a_gradient(on_gpu):
+    model = nn.ParameterList([nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(0, 3))])
+    counts = []
+    for begin in (lambda: None, on_gpu):
+        begin()
+        optimizer = torch.optim.SGD(model, lr=0.1)
+        reg = Regularizer(model, L1(0.1), gate=AlwaysOpen()).attach(optimizer)
+        for param in model:
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+        counts.append(reg._counts.state_dict())
+        reg.detach()
+    assert counts[0] == counts[1]
+    assert counts[0]["num_open"] == [1, 1]
+
+
+def test_a_captured_step_records_nothing_and_a_captured_refit_is_an_error(on_gpu, monkeypatch):
+    """On the CPU as if a graph were captured; that it is replayed well, ``test_on_cuda.py`` shows."""
+    done = on_gpu()
+    run, refit = _Run().train(range(2)), _Run(schedule=Refit(3)).train(range(1))
+    spare = lambda shape: torch.empty(shape, dtype=torch.int64)  # noqa: E731
+    monkeypatch.setattr(multi_tensor, "_pinned", spare)
+    for name in ("gpu_step", "gpu_steps", "kernels.multi_tensor", "refit", "history"):
+        monkeypatch.setattr(f"strongreg.{name}.is_captured", lambda device: True)
+    run.train(range(2, 3))
+    step = run.reg._gpu_steps._step
+    assert (len(done), run.reg.num_steps, len(run.reg.history)) == (4, 3, 2)
+    with pytest.raises(RuntimeError, match="capture forward and backward alone"):
+        refit.train(range(1, 2))
+    run.reg.detach()
+    assert run.reg._gpu_steps._step is None
+    assert run.reg._gpu_steps._in_graphs[0][0] is step
+
+
+def test_a_detached_regularizer_lets_the_optimizer_go(on_gpu):
+    on_gpu()
+    run = _Run().train(range(1))
+    optimizer = weakref.ref(run.optimizer)
+    run.reg.detach()
+    del run.optimizer
+    gc.collect()
+    assert optimizer() is None
+
+
+def test_loops_that_do_not_compile_are_a_warning_and_the_general_way(on_gpu, monkeypatch):
+    done = on_gpu()
+    expected = _Run().train(range(2))
+    done.clear()
+    gpu_steps._work_on.cache_clear()
+    monkeypatch.setattr(GpuStep, "_decide", lambda *a, **k: 1 / 0)
+    with pytest.warns(RuntimeWarning, match="Triton does not work on cpu .ZeroDivisionError"):
+        found = _Run().train(range(2))
+    gpu_steps._work_on.cache_clear()
+    assert not done
+    _assert_same(found, expected)
 
 
 @pytest.mark.parametrize("schedule", [Constant(), Refit(2)], ids=repr)
