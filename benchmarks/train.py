@@ -110,7 +110,8 @@ class Training:
             return seconds_per_call(self._graphs[kind].replay, number, self.device)
         if kind == WITH:
             self.regularizer.attach(self.optimizer)
-
+            if self.device.type == "cuda":
+                self._step()  # in the first one tables go to the GPU
         marks = Marks(self.device)
         for _ in range(number):
             marks.mark()
