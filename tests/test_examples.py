@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 HOSTS = [  # at least so many times smaller, and so accurate
@@ -65,6 +66,11 @@ def test_the_list_of_examples_is_complete():
     of_hosts = {name for name, _, _ in HOSTS}
     others = {"two_lines.py", "checkpoint.py", "sharded.py"}
     assert {path.name for path in EXAMPLES.glob("*.py")} == others | of_hosts | SHORT.keys()
+
+
+def test_the_list_in_the_docs_is_complete():
+    listed = re.findall(r"\]\(\.\./examples/(\w+\.py)\)", (DOCS / "examples.md").read_text(encoding="utf-8"))
+    assert sorted(listed) == sorted(path.name for path in EXAMPLES.glob("*.py"))
 
 
 @pytest.mark.slow
