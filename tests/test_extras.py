@@ -27,4 +27,4 @@ def test_the_remedy_names_an_extra_that_there_is_and_is_that_of_the_readme_or_it
 
 def test_no_other_file_says_how_to_install_an_extra():
     files = (ROOT / "src").rglob("*.py")
-    assert [file.name for file in files if "pip install '" in file.read_text(encoding="utf-8")] == ["extras.py"]
+    assert [file.name for file in files if "pip install '.[" in file.read_text(encoding="utf-8")] == ["extras.py"]

@@ -106,17 +106,21 @@ def _assert_same(found, expected):
     }
 
 
-@pytest.mark.parametrize("name", _OPTIMIZERS)
 @pytest.mark.parametrize(
-    ("penalty", "options"),
+    ("name", "penalty", "options"),
     [
-        (L1(0.01), {}),
-        (L1(0.03), {"gate": CoherenceGate(0.8, scope="layer"), "schedule": LinearRamp(4, initial=0.2, start=1)}),
-        (GroupL2(0.05), {"gate": Delay(2), "schedule": CosineRamp(5, final=0.2), "history_every": 2}),
-        (SparseGroup(0.02), {"gate": AlwaysOpen(), "strength_scale": "inverse_std", "history_every": 0}),
-        ({"0.weight": L1(0.05), "4.weight": MCP(0.0), "6.weight": GroupL2(0.05)}, {"gate": CoherenceGate(0.9)}),
+        (_SGD, L1(0.01), {}),
+        ("adamw", L1(0.01), {}),
+        (_SGD, L1(0.03), {"gate": CoherenceGate(0.8, scope="layer"), "schedule": LinearRamp(4, initial=0.2, start=1)}),
+        ("adamw", GroupL2(0.05), {"gate": Delay(2), "schedule": CosineRamp(5, final=0.2), "history_every": 2}),
+        (_SGD, SparseGroup(0.02), {"gate": AlwaysOpen(), "strength_scale": "inverse_std", "history_every": 0}),
+        (
+            "adamw",
+            {"0.weight": L1(0.05), "4.weight": MCP(0.0), "6.weight": GroupL2(0.05)},
+            {"gate": CoherenceGate(0.9)},
+        ),
     ],
-    ids=["l1", "by-layer", "group", "always-open", "mixed"],
+    ids=["l1", "l1-adamw", "by-layer", "group", "always-open", "mixed"],
 )
 def test_whole_steps_are_those_on_the_cpu(name, penalty, options, on_gpu):
     expected = _Run(name, penalty, **options).train()
