@@ -27,6 +27,7 @@ from strongreg.history import History
 from strongreg.kernels.multi_tensor import BITS_OF_1, MultiTensorPasses, Sent, Table
 from strongreg.optimizers import GroupIndex, effective_step_size, loss_scale
 from strongreg.penalties import L1
+from strongreg.pull import away_from_0
 from strongreg.refit import ZeroMasks
 from strongreg.schedules import Constant, CosineRamp, LinearRamp, Refit, Schedule
 
@@ -35,7 +36,6 @@ _SCHEDULES: tuple[type[Schedule], ...] = (Constant, LinearRamp, CosineRamp)
 _NOT_PENALIZED = L1(0.0)
 _MOST_AT_ONCE = 512  # tensors, in the decision
 _NO_ROW = -1
-_SMALLEST_STEP_SIZE = 1e-30  # a learning rate may become 0 within the step
 _OF_PULL, _OF_WEIGHT = 0, 3
 """Columns of the sums: in the first are the squared norms of gradients that are pulls, in the last those of weights."""
 
@@ -44,9 +44,6 @@ class GpuStep(MultiTensorPasses):
     """The steps of an optimizer that holds the penalized parameters, as long as :meth:`still_fits`.
 
     Where a CUDA graph is captured, it reads this object's tensors: keep the Regularizer as long as it is replayed.
-
-    Attributes:
-        is_in_a_graph: whether one has been captured.
 
     Args:
         targets: the K penalized parameters.
@@ -69,7 +66,7 @@ class GpuStep(MultiTensorPasses):
     ) -> None:
         others = [Target("", param, _NOT_PENALIZED, by_pattern=False) for param in other_params(targets, optimizer)]
         super().__init__([*targets, *others])
-        self.is_in_a_graph = False
+        self._is_in_a_graph = False
         self._held = [(group, tuple(group["params"])) for group in optimizer.param_groups]
         self._group = GroupIndex(targets).groups(optimizer)[0]
         self._weights = [param.data_ptr() for param in self._params]
@@ -86,7 +83,8 @@ class GpuStep(MultiTensorPasses):
         self._in_graphs: list[Tensor] = []
         self._squares_at = _Addresses(self._of_squares, self._gradients_alone)
         moved = self._copies_and_weights if of_step else self._gradients_and_weights
-        self._products_at, self._at = _Addresses(self._of_products, moved), self._sizes
+        self._products_at = _Addresses(self._of_products, moved)
+        self._at = torch.empty(0, device=self._device)  # the table of the step that is under way
         self._by_piece, self._squares, self._products = map(self._new, (self._num_pieces, count, count))
         self._multipliers = torch.zeros(count, dtype=torch.float64, device=self._device)
         self._shrink_at = self._table_of_shrink()
@@ -146,7 +144,7 @@ class GpuStep(MultiTensorPasses):
         if grads is None:
             return False
         counts.to(self._device)
-        self.is_in_a_graph |= is_captured_now
+        self._is_in_a_graph |= is_captured_now
         with self._on_device():
             if self._of_step:
                 self._squares_of(self._squares_at(grads), self._by_piece, self._squares)
@@ -180,7 +178,7 @@ class GpuStep(MultiTensorPasses):
         with self._on_device():
             if self._of_step:
                 self._products_of(self._at, self._by_piece, self._products)
-            self._decide(counts, place, 1 / max(size, _SMALLEST_STEP_SIZE) if self._of_step else 1.0)
+            self._decide(counts, place, 1 / float(away_from_0(size)) if self._of_step else 1.0)
             if self._of_step and self._masks:
                 self._remember(self._copies)
             self._copies = None
@@ -201,7 +199,7 @@ class GpuStep(MultiTensorPasses):
                 "strongreg cannot follow on a GPU: set the environment variable STRONGREG_COMPILED=0"
             )
         self._weights = [param.data_ptr() for param in self._params]
-        if self.is_in_a_graph:
+        if self._is_in_a_graph:
             self._in_graphs.append(self._shrink_at)
         self._shrink_at = self._table_of_shrink()
         for table in (self._products_at, self._remembered_at, self._marked_at):
@@ -242,6 +240,7 @@ class GpuStep(MultiTensorPasses):
     def _before_refit_or_in_it(self, counts: StepCounts, *, has_begun: bool) -> None:
         """Remember zeros for a refit to come, and mark those that it holds, while the weights have not moved."""
         if has_begun or not self._of_step:
+            # with the optimizer's step there are no products of it yet: of what is decided only the held zeros are used
             self._decide(counts, None, 1.0, only_look=True)
         if not self._of_step:
             self._remember(None)

@@ -18,7 +18,7 @@ from strongreg.groups import Target
 from strongreg.history import History
 from strongreg.kernels import multi_tensor
 from strongreg.kernels.layout import is_dense, is_plain
-from strongreg.kernels.multi_tensor import MultiTensorPasses
+from strongreg.kernels.multi_tensor import MultiTensorPasses, warn_of_triton
 from strongreg.optimizers import GroupIndex
 from strongreg.penalties import L1
 from strongreg.pull import compares_with_step
@@ -26,7 +26,6 @@ from strongreg.refit import ZeroMasks
 from strongreg.schedules import CosineRamp, Refit, Schedule
 from strongreg.settings import CoherenceOf, Mode
 from strongreg.strength_control import StrengthControl
-from strongreg.warning import warn
 
 
 class GpuSteps:
@@ -120,10 +119,6 @@ def _work_on(device: torch.device, dtype: torch.dtype) -> bool:
             step.before_step(optimizer, counts, masks, 0)
             step.after_step(optimizer, counts, History([""], 0), records=False)
     except Exception as error:  # whatever a compiler or a driver raises: the general way needs neither
-        warn(
-            f"Triton does not work on {device} ({type(error).__name__}: {error}): a step over {dtype} takes more "
-            "launches there; set the environment variable STRONGREG_COMPILED=0 to do without Triton silently",
-            RuntimeWarning,
-        )
+        warn_of_triton(device, dtype, error)
         return False
     return True

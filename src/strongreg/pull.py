@@ -188,7 +188,7 @@ def products_of_step(
     moved = [weight if has_gradient else None for weight, has_gradient in pairs]
     now = [target.param for target in passes.shards.targets()]
     products, _ = passes.shards.total(as_scalars(passes.products(moved, before.weights, device, minus=now)))
-    factors = of_groups(before.groups, lambda group: 1 / _away_from_0(effective_step_size(optimizer, group)))
+    factors = of_groups(before.groups, lambda group: 1 / away_from_0(effective_step_size(optimizer, group)))
     return scaled(products, factors, passes.constant)
 
 
@@ -252,7 +252,15 @@ def _learning_rate_is_0(optimizer: Optimizer) -> bool:
     return True
 
 
-def _away_from_0(step_size: float | Tensor) -> float | Tensor:
+def away_from_0(step_size: float | Tensor) -> float | Tensor:
+    """A step size whose reciprocal is finite.
+
+    Args:
+        step_size: >= 0; a learning rate may become 0.
+
+    Returns:
+        A number or tensor > 0.
+    """
     if isinstance(step_size, Tensor):
         return step_size.clamp(min=_SMALLEST_STEP_SIZE)
     return max(step_size, _SMALLEST_STEP_SIZE)

@@ -64,13 +64,24 @@ def _run_on(device: torch.device, dtype: torch.dtype) -> bool:
         passes.squares(weights)
         passes.shrink(weights, [1.0] * 2, [1.0] * 2)
     except Exception as error:  # whatever a compiler or a driver raises: the other ways need neither
-        warn(
-            f"Triton does not work on {device} ({type(error).__name__}: {error}): the passes over {dtype} take more "
-            "launches there; set the environment variable STRONGREG_COMPILED=0 to do without Triton silently",
-            RuntimeWarning,
-        )
+        warn_of_triton(device, dtype, error)
         return False
     return True
+
+
+def warn_of_triton(device: torch.device, dtype: torch.dtype, error: Exception) -> None:
+    """Warn that loops do not run, and that others do their work.
+
+    Args:
+        device: where.
+        dtype: of the weights.
+        error: what was raised when they were tried.
+    """
+    warn(
+        f"Triton does not work on {device} ({type(error).__name__}: {error}): a step over {dtype} takes more launches "
+        "there; set the environment variable STRONGREG_COMPILED=0 to do without Triton silently",
+        RuntimeWarning,
+    )
 
 
 class MultiTensorPasses(BooleanZeros):
