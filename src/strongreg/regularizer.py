@@ -16,8 +16,8 @@ from strongreg.counts import StepCounts
 from strongreg.decision import BeforeStep, Decision, decide, nothing_decided
 from strongreg.devices import Constants, reading_is_free
 from strongreg.gates import CoherenceGate, Gate
-from strongreg.gpu_step import GpuStep
-from strongreg.gpu_steps import GpuSteps
+from strongreg.gpu.fast_path import FastPath
+from strongreg.gpu.step import GpuStep
 from strongreg.groups import PenaltySpec, Target, relative_strengths, select_targets
 from strongreg.history import History
 from strongreg.imposition import add_gradients, check_strengths, warn_of_lost_shrinkage, weighted_value
@@ -142,7 +142,7 @@ class Regularizer:
 
     def _set_targets(self, targets: list[Target]) -> None:
         self.targets = targets
-        self._index, self._passes, self._gpu_steps = GroupIndex(targets), Passes(targets), GpuSteps(targets)
+        self._index, self._passes, self._fast_path = GroupIndex(targets), Passes(targets), FastPath(targets)
 
     def _keep(self, rows: list[int]) -> None:
         """Leave out the targets that an optimizer does not hold; what is known of the others stays."""
@@ -219,7 +219,7 @@ class Regularizer:
         """Remove every hook; the optimizer is as it was before ``attach``. History and counts stay readable."""
         if self._attachment is not None:
             self._attachment.remove()
-            self._gpu_steps.release()
+            self._fast_path.release()
         self._attachment = None
 
     # ------------------------------------------------------------------ what to read
@@ -338,7 +338,7 @@ class Regularizer:
             "_marked": None,
             "_on_gpu": None,
             "_passes": Passes(self.targets),
-            "_gpu_steps": GpuSteps(self.targets),
+            "_fast_path": FastPath(self.targets),
         }
 
     # ------------------------------------------------------------------ one step
@@ -374,7 +374,7 @@ class Regularizer:
         """
         if self._before is None and self._on_gpu is None:
             parts = self.gate, self.schedule, self.mode, self.coherence_of, self._control, self._scales or ()
-            self._on_gpu = self._gpu_steps.begin(optimizer, (self._counts, self._zero_masks, self._num_calls), *parts)
+            self._on_gpu = self._fast_path.begin(optimizer, (self._counts, self._zero_masks, self._num_calls), *parts)
         if self._on_gpu is not None:
             return None
         if self._before is None:

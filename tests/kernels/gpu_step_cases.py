@@ -26,9 +26,9 @@ from strongreg import (
     Refit,
     Regularizer,
     SparseGroup,
-    gpu_steps,
 )
-from strongreg.gpu_step import GpuStep
+from strongreg.gpu import fast_path
+from strongreg.gpu.step import GpuStep
 from strongreg.history import QUANTITIES
 from strongreg.kernels import multi_tensor
 
@@ -56,7 +56,7 @@ def on_gpu(monkeypatch):
     def begin():
         monkeypatch.setattr(multi_tensor, "DEVICES", ("cpu",))
         take_the_cpu_for_an_accelerator(monkeypatch)
-        assert gpu_steps._work_on(torch.device("cpu"), torch.float32)
+        assert fast_path._work_on(torch.device("cpu"), torch.float32)
         done.clear()
         return done
 
@@ -298,7 +298,7 @@ def test_another_shape_at_the_same_address_goes_the_general_way(change, on_gpu):
     run = _Run().train(range(1))
     weight = run.model[4].weight
     weight.data, weight.grad = change(weight.data), change(weight.grad)
-    assert run.reg._gpu_steps._step.before_step(run.optimizer, run.reg._counts, run.reg._zero_masks, 1) is False
+    assert run.reg._fast_path._step.before_step(run.optimizer, run.reg._counts, run.reg._zero_masks, 1) is False
     assert len(done) == 1
 
 
@@ -339,16 +339,16 @@ def test_a_captured_step_records_nothing_and_a_captured_refit_is_an_error(on_gpu
     run, refit = _Run().train(range(2)), _Run(schedule=Refit(3)).train(range(1))
     spare = lambda shape: torch.empty(shape, dtype=torch.int64)  # noqa: E731
     monkeypatch.setattr(multi_tensor, "_pinned", spare)
-    for name in ("gpu_step", "gpu_steps", "kernels.multi_tensor", "refit", "history"):
+    for name in ("gpu.step", "gpu.fast_path", "kernels.multi_tensor", "refit", "history"):
         monkeypatch.setattr(f"strongreg.{name}.is_captured", lambda device: True)
     run.train(range(2, 3))
-    step = run.reg._gpu_steps._step
+    step = run.reg._fast_path._step
     assert (len(done), run.reg.num_steps, len(run.reg.history)) == (4, 3, 2)
     with pytest.raises(RuntimeError, match="capture forward and backward alone"):
         refit.train(range(1, 2))
     run.reg.detach()
-    assert run.reg._gpu_steps._step is None
-    assert run.reg._gpu_steps._in_graphs[0][0] is step
+    assert run.reg._fast_path._step is None
+    assert run.reg._fast_path._in_graphs[0][0] is step
 
 
 def test_a_detached_regularizer_lets_the_optimizer_go(on_gpu):
@@ -365,11 +365,11 @@ def test_loops_that_do_not_compile_are_a_warning_and_the_general_way(on_gpu, mon
     done = on_gpu()
     expected = _Run().train(range(2))
     done.clear()
-    gpu_steps._work_on.cache_clear()
+    fast_path._work_on.cache_clear()
     monkeypatch.setattr(GpuStep, "_decide", lambda *a, **k: 1 / 0)
     with pytest.warns(RuntimeWarning, match="Triton does not work on cpu .ZeroDivisionError"):
         found = _Run().train(range(2))
-    gpu_steps._work_on.cache_clear()
+    fast_path._work_on.cache_clear()
     assert not done
     _assert_same(found, expected)
 
@@ -413,7 +413,7 @@ def test_a_step_that_fails_does_not_count(on_gpu, monkeypatch):
 
 
 def test_more_tensors_than_are_worked_on_at_once(on_gpu, monkeypatch):
-    monkeypatch.setattr("strongreg.gpu_step._MOST_AT_ONCE", 2)
+    monkeypatch.setattr("strongreg.gpu.step._MOST_AT_ONCE", 2)
     expected = _Run(gate=CoherenceGate(0.9, scope="layer"), schedule=Refit(3)).train()
     done = on_gpu()
     found = _Run(gate=CoherenceGate(0.9, scope="layer"), schedule=Refit(3)).train()

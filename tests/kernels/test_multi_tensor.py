@@ -15,7 +15,7 @@ from torch import nn
 
 from kernels.twins import target
 from strongreg import L1, CoherenceGate, CosineRamp, Delay, GroupL2, Refit, Regularizer
-from strongreg.gpu_step import GpuStep
+from strongreg.gpu.step import GpuStep
 from strongreg.kernels import multi_tensor
 
 triton = pytest.importorskip("triton")

@@ -56,8 +56,8 @@ class _Run:
         self.reg = Regularizer(self.model, _PENALTY, gate=CoherenceGate(0.3), schedule=schedule)
         self.reg.attach(self.optimizer)
         self.is_done_there_alone = []  # of each step
-        begin = self.reg._gpu_steps.begin
-        self.reg._gpu_steps.begin = lambda *a: self._noted(begin(*a))
+        begin = self.reg._fast_path.begin
+        self.reg._fast_path.begin = lambda *a: self._noted(begin(*a))
         self.inputs = torch.zeros(16, 8, device=device, dtype=dtype)
 
     def batch(self, step):

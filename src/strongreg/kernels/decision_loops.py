@@ -1,6 +1,6 @@
 """The decision of a step on a GPU as one launch: :func:`strongreg.decision.decide` and what is counted and recorded.
 
-Only :mod:`strongreg.gpu_step` imports this file, once it knows that Triton is there. One program works on the
+Only :mod:`strongreg.gpu.step` imports this file, once it knows that Triton is there. One program works on the
 few numbers that there are for each tensor, in float64, in the order of the tensors. NaN goes through as there.
 """
 

@@ -1,6 +1,6 @@
 """The zeros that a refit holds, on a GPU: one launch for all tensors, as in ``multi_tensor_loops``.
 
-Only :mod:`strongreg.gpu_step` imports this file, once it knows that Triton is there. What is remembered of each tensor
+Only :mod:`strongreg.gpu.step` imports this file, once it knows that Triton is there. What is remembered of each tensor
 (:class:`strongreg.refit.ZeroMasks`) are booleans: the zeros that the penalty had when it last acted, where it does not
 act now.
 """

@@ -11,7 +11,7 @@ import importlib
 import math
 import operator
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from strongreg.counts import StepCounts
 from strongreg.devices import is_captured
 from strongreg.gates import AlwaysOpen, CoherenceGate, Delay, Gate
+from strongreg.gpu.address_table import AddressTable
 from strongreg.groups import Target
 from strongreg.history import History
 from strongreg.kernels.multi_tensor import BITS_OF_1, MultiTensorPasses, Sent, Table
@@ -47,7 +48,7 @@ class GpuStep(MultiTensorPasses):
 
     Args:
         targets: the K penalized parameters.
-        optimizer: the optimizer; :class:`strongreg.gpu_steps.GpuSteps` has seen that all is as it must be.
+        optimizer: the optimizer; :class:`strongreg.gpu.fast_path.FastPath` has seen that all is as it must be.
         gate: when the penalty acts.
         schedule: factor on the strength over the steps.
         factors: factor on the strength of each tensor apart from that, shape (K,), float64 on the GPU.
@@ -81,17 +82,17 @@ class GpuStep(MultiTensorPasses):
         self._copies: Tensor | None = None
         self._pulls: list[int] = []
         self._in_graphs: list[Tensor] = []
-        self._squares_at = _Addresses(self._of_squares, self._gradients_alone)
+        self._squares_at = AddressTable(self._of_squares, self._gradients_alone)
         moved = self._copies_and_weights if of_step else self._gradients_and_weights
-        self._products_at = _Addresses(self._of_products, moved)
+        self._products_at = AddressTable(self._of_products, moved)
         self._at = torch.empty(0, device=self._device)  # the table of the step that is under way
         self._by_piece, self._squares, self._products = map(self._new, (self._num_pieces, count, count))
         self._multipliers = torch.zeros(count, dtype=torch.float64, device=self._device)
         self._shrink_at = self._table_of_shrink()
         self._refit_start = schedule.refit_start
         self._changes, self._held_zeros = torch.zeros((2, count), dtype=torch.int8, device=self._device)
-        self._remembered_at = _Addresses(Sent((count, 3), self._device), self._before_and_masks)
-        self._marked_at = _Addresses(Sent((count, 3), self._device), self._weights_masks_and_marks)
+        self._remembered_at = AddressTable(Sent((count, 3), self._device), self._before_and_masks)
+        self._marked_at = AddressTable(Sent((count, 3), self._device), self._weights_masks_and_marks)
         self._masks: list[int] = []
         self._marks: Tensor | None = None
         self._decision = importlib.import_module("strongreg.kernels.decision_loops").decide
@@ -329,32 +330,6 @@ class GpuStep(MultiTensorPasses):
         table[:count, 1] = addresses[1:]
         table[:count, 2] = addresses[0] + self._starts[:-1]
         return table
-
-
-class _Addresses:
-    """A table of addresses on the GPU, made anew where they have changed.
-
-    Args:
-        sent: sends it.
-        make: makes it.
-    """
-
-    def __init__(self, sent: Sent, make: Callable[[Sequence[int]], Table]) -> None:
-        self._sent, self._make = sent, make
-        self._addresses: Sequence[int] = ()
-        self._kept: Tensor | None = None
-
-    def __call__(self, addresses: Sequence[int]) -> Tensor:
-        """The table, not to be written to."""
-        if is_captured(self._sent.device):
-            return self._sent(self._make(addresses))
-        if self._kept is None or addresses != self._addresses:
-            self._addresses, self._kept = addresses, self._sent(self._make(addresses))
-        return self._kept
-
-    def forget(self) -> None:
-        """Make it anew the next time: what it is made of besides has changed."""
-        self._kept = None
 
 
 def knows(gate: Gate, schedule: Schedule) -> bool:

@@ -13,7 +13,7 @@ from torch.optim import SGD, Optimizer
 from strongreg.counts import StepCounts
 from strongreg.devices import is_captured
 from strongreg.gates import CoherenceGate, Gate
-from strongreg.gpu_step import GpuStep, knows, other_params
+from strongreg.gpu.step import GpuStep, knows, other_params
 from strongreg.groups import Target
 from strongreg.history import History
 from strongreg.kernels import multi_tensor
@@ -28,7 +28,7 @@ from strongreg.settings import CoherenceOf, Mode
 from strongreg.strength_control import StrengthControl
 
 
-class GpuSteps:
+class FastPath:
     """Whether a step can be done on the GPU alone, and by what; remembers both.
 
     Args:
