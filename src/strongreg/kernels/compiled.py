@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from strongreg.devices import reading_is_free
 from strongreg.groups import Target
 from strongreg.kernels.adam import AdamStep
-from strongreg.kernels.layout import has_freed_memory, has_plain_memory, is_dense, is_plain, known_terms, laid_out_as
+from strongreg.kernels.layout import (
+    all_laid_out_as,
+    group_sizes,
+    has_freed_memory,
+    has_plain_memory,
+    is_dense,
+    is_plain,
+    known_terms,
+)
 from strongreg.penalties import L1
 from strongreg.penalties.terms import Terms
 from strongreg.warning import warn
@@ -103,10 +111,7 @@ class CompiledPasses:
         self._strengths = np.array([target.penalty.strength for target in targets], dtype=np.float64)
         self._by_strength = self._strengths[:, None] ** np.array([0, 1, 2, 0, 0])
         sizes = [target.param.numel() for target in targets]
-        rows = [
-            size // len(target.param) if each.group and size else 1
-            for target, each, size in zip(targets, terms, sizes, strict=True)
-        ]
+        rows = group_sizes([target.param for target in targets], terms)
         self._row = np.array(rows, dtype=np.int64)
         pieces = [
             (k, begin, min(length, size - begin))
@@ -141,7 +146,7 @@ class CompiledPasses:
         self, pulls: Sequence[Tensor | None], minus: Sequence[Tensor | None], weights: Sequence[Tensor]
     ) -> Tensor:
         """See :meth:`strongreg.kernels.reference.ReferencePasses.products`."""
-        columns = [weights, _fitting(weights, pulls), _fitting(weights, minus)]
+        columns = [weights, all_laid_out_as(weights, pulls), all_laid_out_as(weights, minus)]
         return torch.from_numpy(self._at_strength(columns, _NO_ADAM)[:, :4])
 
     def foreseen(
@@ -149,13 +154,13 @@ class CompiledPasses:
     ) -> Tensor:
         """See :meth:`strongreg.kernels.reference.ReferencePasses.foreseen`."""
         states = [[step.exp_avg for step in steps], [step.exp_avg_sq for step in steps]]
-        columns = [weights, *(_fitting(weights, column) for column in (gradients, *states))]
+        columns = [weights, *(all_laid_out_as(weights, column) for column in (gradients, *states))]
         return torch.from_numpy(self._at_strength(columns, np.array([step.constants() for step in steps])))
 
     def squares(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """See :meth:`strongreg.kernels.reference.ReferencePasses.squares`."""
         params = [target.param for target in self._targets]
-        fitting = _fitting(params, tensors)
+        fitting = all_laid_out_as(params, tensors)
         at = np.zeros((len(params), 4), dtype=np.int64)
         at[:, 0] = _addresses([param if each is None else each for param, each in zip(params, fitting, strict=True)])
         squares = self._products(at, _NO_ADAM)[:, 3].copy()
@@ -269,11 +274,6 @@ def square_of_all(tensors: Sequence[Tensor]) -> float | None:
         lengths = np.array([each.numel() for each in chosen], dtype=np.int64)
         total += loops.square_of_all(np.array(_addresses(chosen), dtype=np.int64), lengths, _UNITS[dtype])
     return total
-
-
-def _fitting(weights: Sequence[Tensor], others: Sequence[Tensor | None]) -> list[Tensor | None]:
-    pairs = zip(weights, others, strict=True)
-    return [None if other is None else laid_out_as(weight, other) for weight, other in pairs]
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:

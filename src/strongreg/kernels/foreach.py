@@ -10,7 +10,7 @@ from torch import Tensor
 
 from strongreg.devices import Constants, reading_is_free
 from strongreg.groups import Target
-from strongreg.kernels.layout import at, is_dense, is_plain, known_terms, laid_out_as
+from strongreg.kernels.layout import is_dense, is_plain, known_terms, laid_out_as, selected
 from strongreg.kernels.reference import ReferencePasses
 from strongreg.kernels.zeros import BooleanZeros
 from strongreg.penalties import MCP
@@ -61,7 +61,10 @@ class ForeachPasses(BooleanZeros):
         self, pulls: Sequence[Tensor | None], minus: Sequence[Tensor | None], weights: Sequence[Tensor]
     ) -> Tensor:
         """See :meth:`strongreg.kernels.reference.ReferencePasses.products`."""
-        sums = [part.products(at(pulls, rows), at(minus, rows), at(weights, rows)) for rows, part in self._parts]
+        sums = [
+            part.products(selected(pulls, rows), selected(minus, rows), selected(weights, rows))
+            for rows, part in self._parts
+        ]
         return torch.cat(sums).index_select(0, self._constant(self._places, torch.int64, self._device))
 
     def squares(self, tensors: Sequence[Tensor | None]) -> Tensor:
@@ -80,7 +83,7 @@ class ForeachPasses(BooleanZeros):
     ) -> None:
         """See :meth:`strongreg.kernels.reference.ReferencePasses.shrink`."""
         for rows, part in self._parts:
-            part.shrink(at(weights, rows), at(factors, rows), at(step_sizes, rows))
+            part.shrink(selected(weights, rows), selected(factors, rows), selected(step_sizes, rows))
 
 
 class _Joined:

@@ -64,6 +64,20 @@ def laid_out_as(weight: Tensor, other: Tensor, *, finer: bool = False) -> Tensor
     return torch.empty_like(weight, dtype=dtype).copy_(other)
 
 
+def all_laid_out_as(weights: Sequence[Tensor], others: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """:func:`laid_out_as` of each of several tensors.
+
+    Args:
+        weights: n tensors of weights.
+        others: n tensors of their shapes; None is none.
+
+    Returns:
+        n tensors, None where there is none.
+    """
+    pairs = zip(weights, others, strict=True)
+    return [None if other is None else laid_out_as(weight, other) for weight, other in pairs]
+
+
 def has_plain_memory(tensor: Tensor) -> bool:
     """Whether the entries lie at the tensor's address: it is of no class of its own, and no lazy negative or zero.
 
@@ -128,7 +142,21 @@ def known_terms(target: Target) -> Terms | None:
     return terms
 
 
-def at(entries: Sequence[_Entry], rows: list[int]) -> Sequence[_Entry]:
+def group_sizes(params: Sequence[Tensor], terms: Sequence[Terms]) -> list[int]:
+    """How many entries may not be cut apart: those of a row where the penalty is on rows.
+
+    Args:
+        params: n tensors.
+        terms: of their penalties, n entries.
+
+    Returns:
+        n numbers, 1 where the penalty acts on each entry by itself.
+    """
+    pairs = zip(params, terms, strict=True)
+    return [param.numel() // len(param) if term.group and param.numel() else 1 for param, term in pairs]
+
+
+def selected(entries: Sequence[_Entry], rows: list[int]) -> Sequence[_Entry]:
     """Some of the entries.
 
     Args:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from strongreg.devices import is_captured, reading_is_free
 from strongreg.groups import Target
-from strongreg.kernels.layout import is_dense, is_plain, known_terms, laid_out_as
+from strongreg.kernels.layout import all_laid_out_as, group_sizes, is_dense, is_plain, known_terms
 from strongreg.kernels.zeros import BooleanZeros
 from strongreg.penalties import L1, GroupL2
 from strongreg.penalties.terms import Terms
@@ -103,10 +103,7 @@ class MultiTensorPasses(BooleanZeros):
         self._number = {**self._element, "NUMBER": self._loops.NUMBERS[dtype]}
         self._huge = {**self._number, "HUGE": torch.finfo(number).max}
         terms = [known_terms(target) or Terms() for target in targets]
-        rows = [
-            each.numel() // len(each) if term.group and each.numel() else 1
-            for each, term in zip(self._params, terms, strict=True)
-        ]
+        rows = group_sizes(self._params, terms)
         pieces, spans, self._num_separable = _pieces([each.numel() for each in self._params], rows, terms)
         self._num_pieces = len(pieces)
         of_terms = np.array([(t.l1, t.l2, t.cutoff, t.group) for t in terms], dtype=np.float64)
@@ -140,7 +137,7 @@ class MultiTensorPasses(BooleanZeros):
         self, pulls: Sequence[Tensor | None], minus: Sequence[Tensor | None], weights: Sequence[Tensor]
     ) -> Tensor:
         """See :meth:`strongreg.kernels.reference.ReferencePasses.products`."""
-        pulls, minus = _fitting(weights, pulls), _fitting(weights, minus)
+        pulls, minus = all_laid_out_as(weights, pulls), all_laid_out_as(weights, minus)
         with self._on_device():
             at = self._of_products(_addresses(weights, pulls, minus))
             return self._products_of(at, self._new(self._num_pieces), self._new(len(self._params)))
@@ -159,7 +156,7 @@ class MultiTensorPasses(BooleanZeros):
 
     def squares(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """See :meth:`strongreg.kernels.reference.ReferencePasses.squares`."""
-        fitting = _fitting(self._params, tensors)
+        fitting = all_laid_out_as(self._params, tensors)
         nothing: list[Tensor | None] = [None] * len(fitting)
         with self._on_device():
             at = self._of_squares(_addresses(fitting, nothing, nothing))
@@ -314,11 +311,6 @@ def _pieces(sizes: Sequence[int], rows: Sequence[int], terms: Sequence[Terms]) -
         count += len(begins)
         num_separable += len(begins) if terms[k].group == 0 else 0
     return np.concatenate(found), spans, num_separable
-
-
-def _fitting(weights: Sequence[Tensor], others: Sequence[Tensor | None]) -> list[Tensor | None]:
-    pairs = zip(weights, others, strict=True)
-    return [None if other is None else laid_out_as(weight, other) for weight, other in pairs]
 
 
 def _addresses(*columns: Sequence[Tensor | None]) -> Table:

@@ -21,7 +21,7 @@ from strongreg.kernels.adam import AdamStep
 from strongreg.kernels.blocks import BlockedPasses
 from strongreg.kernels.compiled import CompiledPasses, square_of_all
 from strongreg.kernels.foreach import ForeachPasses
-from strongreg.kernels.layout import at, has_plain_memory
+from strongreg.kernels.layout import has_plain_memory, selected
 from strongreg.kernels.multi_tensor import MultiTensorPasses
 from strongreg.kernels.reference import ReferencePasses
 from strongreg.precision import scalar_dtype
@@ -73,7 +73,8 @@ class Passes:
         """
         others = [None] * len(pulls) if minus is None else minus
         parts = [
-            (rows, way.products(at(pulls, rows), at(others, rows), at(weights, rows))) for rows, way in self._current()
+            (rows, way.products(selected(pulls, rows), selected(others, rows), selected(weights, rows)))
+            for rows, way in self._current()
         ]
         return self._without_the_off(self._gather(parts, device))
 
@@ -98,7 +99,9 @@ class Passes:
         parts = []
         for rows, way in self._current():
             assert not isinstance(way, MultiTensorPasses | ForeachPasses)  # for accelerators
-            parts.append((rows, way.foreseen(at(gradients, rows), at(steps, rows), at(weights, rows))))
+            parts.append(
+                (rows, way.foreseen(selected(gradients, rows), selected(steps, rows), selected(weights, rows)))
+            )
         return self._without_the_off(self._gather(parts, device))
 
     def squares(self, tensors: Sequence[Tensor | None], device: torch.device) -> Tensor:
@@ -111,7 +114,7 @@ class Passes:
         Returns:
             Shape (K,), float64 where the device has it.
         """
-        parts = [(rows, way.squares(at(tensors, rows))) for rows, way in self._current()]
+        parts = [(rows, way.squares(selected(tensors, rows))) for rows, way in self._current()]
         return self._gather(parts, device)
 
     def shrink(self, factors: Sequence[float | Tensor], step_sizes: Sequence[float | Tensor]) -> None:
@@ -127,7 +130,7 @@ class Passes:
         current = self._current()
         weights = [target.param for target in self._targets]
         for rows, way in current:
-            way.shrink(at(weights, rows), at(factors, rows), at(step_sizes, rows))
+            way.shrink(selected(weights, rows), selected(factors, rows), selected(step_sizes, rows))
 
     def mark_zeros(
         self, weights: Sequence[Tensor], others: Sequence[Tensor | None], flags: Sequence[bool | Tensor]
@@ -143,7 +146,10 @@ class Passes:
         Returns:
             For :meth:`set_zeros`.
         """
-        return [way.mark_zeros(at(weights, rows), at(others, rows), at(flags, rows)) for rows, way in self._current()]
+        return [
+            way.mark_zeros(selected(weights, rows), selected(others, rows), selected(flags, rows))
+            for rows, way in self._current()
+        ]
 
     def set_zeros(self, marks: list[Any]) -> None:
         """Set what was marked to zero in every parameter, in place.
@@ -153,7 +159,7 @@ class Passes:
         """
         weights = [target.param for target in self._targets]
         for (rows, way), marked in zip(self._parts, marks, strict=True):
-            way.set_zeros(at(weights, rows), marked)
+            way.set_zeros(selected(weights, rows), marked)
 
     def _current(self) -> list[tuple[list[int], _Way]]:
         """The ways for the parameters as they are now: a network may have been moved or converted."""
