@@ -28,6 +28,7 @@ install: $(VENV)/test-installed
 
 $(VENV)/test-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m compileall -q src
 	touch $@
 
 $(VENV)/docs-installed: pyproject.toml constraints.txt | $(VENV)/bin/python

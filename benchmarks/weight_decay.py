@@ -3,7 +3,7 @@
     python benchmarks/weight_decay.py
     python benchmarks/weight_decay.py --strengths 0.3 1 --seeds 1 --set training.epochs=10
 
-recipes/weight_decay/tiny_shakespeare.toml without decay, and with each strength imposed always, after a delay, and
+recipes/language/weight_decay.toml without decay, and with each strength imposed always, after a delay, and
 while the gradients are coherent. Writes OUT/<strength>/ (as `strongreg compare` does; opened again it goes on where it
 stopped), and weight-decay.json in RESULTS: one entry per run, with its loss at its best epoch on validation text.
 """
@@ -24,7 +24,7 @@ from strongreg.experiments.engine import RunResult
 from strongreg.experiments.recipe import Method, build_recipe, parse_settings, read_recipe
 from strongreg.experiments.table import show_loss, summarize
 
-_RECIPE = Path(__file__).parents[1] / "recipes" / "weight_decay" / "tiny_shakespeare.toml"
+_RECIPE = Path(__file__).parents[1] / "recipes" / "language" / "weight_decay.toml"
 _METHODS: tuple[Method, ...] = ("always", "delayed", "coherent")
 
 

@@ -70,22 +70,22 @@ def test_the_stationary_point_is_that_of_the_penalty_in_the_loss(penalty, varian
     assert penalty.optimality_gap(weights, grad) < 1e-9
 
 
-@pytest.mark.parametrize("variant", ["plain", "momentum", "dampening", "nesterov"])
-def test_both_modes_and_the_weight_decay_of_torch_reach_one_solution_for_l2(variant):
-    proximal, _ = _fit(L2(0.1), _SGD[variant])
-    gradient, _ = _fit(L2(0.1), _SGD[variant], mode="gradient")
-    torch_decay, _ = _fit(L2(0.0), {**_SGD[variant], "weight_decay": 0.1})
+def test_both_modes_and_the_weight_decay_of_torch_reach_one_solution_for_l2():
+    """With dampening; of the others the next test and the one before say as much."""
+    proximal, _ = _fit(L2(0.1), _SGD["dampening"])
+    gradient, _ = _fit(L2(0.1), _SGD["dampening"], mode="gradient")
+    torch_decay, _ = _fit(L2(0.0), {**_SGD["dampening"], "weight_decay": 0.1})
     assert torch.allclose(proximal, gradient, atol=1e-9)
     assert torch.allclose(gradient, torch_decay, atol=1e-9)
 
 
-def test_gradient_mode_is_the_weight_decay_of_torch_at_every_step():
+@pytest.mark.parametrize("variant", ["plain", "momentum", "dampening", "nesterov"])
+def test_gradient_mode_is_the_weight_decay_of_torch_at_every_step(variant):
     for steps in (1, 2, 7):
-        ours, _ = _fit(L2(0.1), _SGD["momentum"], mode="gradient", steps=steps)
         torch.manual_seed(0)
-        theirs, _ = _fit(L2(0.0), {**_SGD["momentum"], "weight_decay": 0.1}, steps=steps)
+        theirs, _ = _fit(L2(0.0), {**_SGD[variant], "weight_decay": 0.1}, steps=steps)
         torch.manual_seed(0)
-        ours, _ = _fit(L2(0.1), _SGD["momentum"], mode="gradient", steps=steps)
+        ours, _ = _fit(L2(0.1), _SGD[variant], mode="gradient", steps=steps)
         assert torch.allclose(ours, theirs, atol=1e-15)
 
 

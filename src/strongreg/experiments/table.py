@@ -77,7 +77,7 @@ def _summarize_method(method: Method, runs: list[RunResult]) -> MethodSummary:
         num_runs=len(runs),
         num_alive=sum(r.alive for r in runs),
         accuracy_mean=statistics.fmean(accuracies),
-        accuracy_error=_half_width_95(accuracies),
+        accuracy_error=half_width_95(accuracies),
         kept_mean=statistics.fmean(r.num_nonzero / r.num_weights for r in runs),
         compression_range=(min(compressions), max(compressions)),
         open_mean=statistics.fmean(r.open_fraction for r in runs),
@@ -86,7 +86,7 @@ def _summarize_method(method: Method, runs: list[RunResult]) -> MethodSummary:
         file_bytes_range=_range([r.file_bytes for r in runs]),
         byte_ratio_range=_range([r.byte_ratio for r in runs]),
         loss_mean=statistics.fmean(losses) if len(losses) == len(runs) else None,
-        loss_error=_half_width_95(losses) if len(losses) == len(runs) else math.nan,
+        loss_error=half_width_95(losses) if len(losses) == len(runs) else math.nan,
     )
 
 
@@ -113,8 +113,15 @@ def _range(numbers: Sequence[float | None]) -> _Range | None:
     return (min(known), max(known)) if len(known) == len(numbers) else None
 
 
-def _half_width_95(values: list[float]) -> float:
-    """Half the width of the 95 % confidence interval of the mean, by Student's t; NaN where two runs say nothing."""
+def half_width_95(values: Sequence[float]) -> float:
+    """Half the width of the 95 % confidence interval of the mean, by Student's t.
+
+    Args:
+        values: of any number of runs.
+
+    Returns:
+        The half width; NaN for fewer than three runs, which say too little.
+    """
     if len(values) < _FEWEST:
         return math.nan
     from scipy import stats  # slow to import

@@ -16,6 +16,8 @@ from strongreg.compression.shrinking.shrink import _Work
 from strongreg.experiments.models import MODELS, build_model
 from strongreg.experiments.models.inputs import example_inputs
 
+_BETWEEN_SMALLER_AND_LARGER = ("vgg13", "vgg16", "resnet32")  # of the same code
+
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("silent", [False, True])
@@ -96,7 +98,7 @@ def test_heads_of_attention_without_outgoing_weights_go():
     torch.testing.assert_close(outputs_of(shrunk, images), outputs_of(model, images), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in _BETWEEN_SMALLER_AND_LARGER])
 def test_every_network_of_the_experiments_shrinks(name):
     generator = torch.Generator().manual_seed(0)
     shape = (3, 32, 32) if name == "alexnet" or name.startswith("vgg") else (3, 16, 16)

@@ -183,7 +183,7 @@ def test_a_failed_write_of_a_checkpoint_leaves_the_one_before(tmp_path, digits, 
 
 # ---------------------------------------------------------------------- the command, killed
 
-OPTIONS = ["--model", "lenet300", "--epochs", "40", "--set", "training.checkpoint_every=2", "--out", "out"]
+OPTIONS = ["--model", "lenet300", "--epochs", "24", "--set", "training.checkpoint_every=2", "--out", "out"]
 COMMAND = [sys.executable, "-m", "strongreg", "train", *OPTIONS]
 
 
@@ -218,14 +218,14 @@ def _disturb(directory: Path, number: int, delays: list[float]) -> int:
 
 @pytest.mark.slow
 def test_a_killed_command_goes_on_from_its_last_checkpoint(tmp_path, undisturbed):
-    delays = [random.Random(0).uniform(0.0, 0.6) for _ in range(3)]
-    assert _disturb(tmp_path, signal.SIGKILL, delays) >= 2
+    generator = random.Random(0)
+    assert _disturb(tmp_path, signal.SIGKILL, [generator.uniform(0.0, 0.4) for _ in range(2)]) >= 1
     assert _outcome(tmp_path) == undisturbed
 
 
 @pytest.mark.slow
 def test_a_terminated_command_saves_a_checkpoint_in_the_middle_and_goes_on(tmp_path, undisturbed):
-    assert _disturb(tmp_path, signal.SIGTERM, [0.2, 0.1]) >= 1
+    assert _disturb(tmp_path, signal.SIGTERM, [0.2]) == 1
     assert _outcome(tmp_path) == undisturbed
 
 
