@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -95,6 +96,13 @@ def test_what_a_network_must_fit_is_known_without_reading():
 def test_a_context_is_not_for_images():
     with pytest.raises(UserError, match=r"context=64: digits holds images, and context is for text: leave it out"):
         load_data("digits", context=64)
+
+
+@pytest.mark.parametrize("name", ["nope.txt", "no/such.txt"])
+def test_a_file_that_is_not_there_is_not_said_to_hold_images(name):
+    with pytest.raises(UserError, match=re.escape(name)) as error:
+        load_data(name, context=64)
+    assert "context" not in str(error.value)
 
 
 @pytest.mark.parametrize("tokens", [torch.zeros(3, 4), torch.zeros(3, 1).byte(), torch.zeros(3).byte()])

@@ -63,7 +63,7 @@ def load_data(
                 validation_share=validation_share,
                 num_train=num_train,
             )
-        if context is not None:
+        if context is not None and (name in DATA_SETS or Path(name).expanduser().is_dir()):
             raise UserError(f"context={context}: {name} holds images, and context is for text: leave it out")
         if _is_path(name):
             folder = Path(name).expanduser()
