@@ -16,6 +16,7 @@ from strongreg.differences import describe_difference
 from strongreg.experiments.engine import EpochMetrics, RunResult, RunStoppedError, train
 from strongreg.experiments.engine.checkpoint import FILE_NAME as CHECKPOINT
 from strongreg.experiments.engine.distributed import World
+from strongreg.experiments.engine.process import prepare_process
 from strongreg.experiments.engine.record import (
     HISTORY_FILE,
     METRICS_FILE,
@@ -200,7 +201,7 @@ class Comparison:
             UserError: the data cannot be read, no device is left for a process, or a directory cannot be written.
             KeyboardInterrupt: one of the processes was asked to stop; the checkpoint is saved.
         """
-        torch.set_flush_denormal(True)  # as in a pool's processes
+        prepare_process()
         try:
             for job in self.jobs:
                 if job not in self.results:

@@ -22,6 +22,7 @@ import torch
 
 from strongreg.experiments.data import Data, TextData, load_data
 from strongreg.experiments.engine import EpochMetrics, RunResult, RunStoppedError, train
+from strongreg.experiments.engine.process import prepare_process
 from strongreg.experiments.errors import Terminated, UserError
 from strongreg.experiments.recipe import Method, Recipe
 
@@ -292,7 +293,7 @@ def _start_worker(epochs: multiprocessing.Queue[tuple[Path, EpochMetrics]], stop
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)  # the weights of a dying network pass through numbers that slow the CPU threefold
+    prepare_process()
     torch.nn.Conv2d(1, 1, 3)(torch.zeros(1, 1, 8, 8)).sum().backward()  # torch's own start-up is not the first run's
 
 
