@@ -14,9 +14,10 @@ from torch.nn import functional
 
 from strongreg import cli
 from strongreg.experiments.data import load_data
-from strongreg.experiments.engine import RunStoppedError, load_result, train
+from strongreg.experiments.engine import RunStoppedError, load_metrics, load_result, train
 from strongreg.experiments.engine.measurement import evaluate
 from strongreg.experiments.errors import UserError
+from strongreg.experiments.fate import diagnose_run
 from strongreg.experiments.models import build_model
 from strongreg.experiments.pool import recipe_data
 from strongreg.experiments.recipe import Recipe
@@ -192,3 +193,17 @@ def test_what_is_for_images_is_an_error(text, key, value):
     changes = {key.replace(".", "__"): value}
     with pytest.raises(UserError, match=rf"^{key}={value} is for images, and .*own\.txt is a text: leave it out$"):
         recipe_data(_recipe(text, **changes), None)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "verdict"),
+    [("always", {"strength": 50.0, "epochs": 6}, "collapsed"), ("dense", {"epochs": 1, "lr": 1e-5}, "stalled")],
+)
+def test_the_loss_of_an_untrained_model_is_no_divergence(text, tmp_path, method, changes, verdict):
+    """It is that of 256 bytes of the same probability, three times that of the commonest byte alone."""
+    _train(tmp_path, _recipe(text, **changes), method)
+    result = load_result(tmp_path / "result.json")
+    assert result.num_classes == 256
+    assert not result.alive
+    assert load_metrics(tmp_path / "metrics.jsonl", result.epochs)[0].train_loss > -3 * math.log(result.chance)
+    assert diagnose_run(tmp_path).verdict == verdict

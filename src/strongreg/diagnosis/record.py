@@ -31,6 +31,8 @@ class RunRecord:
         weight_decay: of the optimizer; NaN if it is not known.
         kept: share of the penalized weights that are not 0 in the end, in [0, 1]; NaN if it is not known, or the
             penalty is none that makes zeros.
+        num_classes: how many answers a network may give, >= 1; 1 if it is not known. Where they are not alike frequent,
+            as the bytes of a text, an untrained network's loss is far above that of the best constant answer.
     """
 
     history: History
@@ -44,6 +46,7 @@ class RunRecord:
     open_fraction: float = math.nan
     weight_decay: float = math.nan
     kept: float = math.nan
+    num_classes: int = 1
 
     @property
     def num_steps(self) -> int:

@@ -71,7 +71,7 @@ class Signs:
             return True, int(self.steps[bad.argmax()])
         grown = self.weight > _GROWN * max(float(self.weight[0]), _SMALL)
         loss = np.where(np.isfinite(record.train_loss), record.train_loss, np.inf)
-        if loss.max() > _LOSS_GROWN * self.chance_loss and self.is_at_chance:
+        if loss.max() > _LOSS_GROWN * self.untrained_loss and self.is_at_chance:
             return True, int(loss.argmax()) * record.steps_per_epoch
         if grown.any() and self.is_at_chance:
             return True, int(self.steps[grown.argmax()])
@@ -174,6 +174,11 @@ class Signs:
     def chance_loss(self) -> float:
         """The loss of the best constant answer, where all classes are as frequent as the largest."""
         return -math.log(self.record.chance)
+
+    @property
+    def untrained_loss(self) -> float:
+        """The loss of a network that gives every answer the same probability; not below that of a constant answer."""
+        return max(self.chance_loss, math.log(self.record.num_classes))
 
     def first_layer(self) -> str | None:
         """The layer whose weights fell to half their size first."""

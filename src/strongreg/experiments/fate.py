@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from strongreg.diagnosis import Diagnosis, RunRecord, diagnose
+from strongreg.experiments.data.text import NUM_BYTES
 from strongreg.experiments.engine import EpochMetrics, load_history, load_metrics, load_result
 from strongreg.experiments.engine.checkpoint import FILE_NAME as CHECKPOINT_FILE
 from strongreg.experiments.engine.record import HISTORY_FILE, METRICS_FILE, RECIPE_FILE, RESULT_FILE
@@ -130,6 +131,7 @@ def read_fate(directory: Path) -> Fate:
         lr=max((epoch.lr for epoch in epochs), default=math.nan),
         weight_decay=math.nan if recipe is None else recipe.optimizer.weight_decay,
         kept=result.num_nonzero / result.num_weights if _makes_zeros(recipe) else math.nan,
+        num_classes=result.num_classes or (NUM_BYTES if result.task == "language" else 1),
     )
     return Fate(directory, record, epochs, _diagnose(record, f"{directory} ({result.method})"), recipe)
 

@@ -347,6 +347,7 @@ class _Trainer:
         """What a diagnosis of the unfinished run needs to know beside its records."""
         record = {
             "chance": self.chance,
+            "num_classes": self.data.num_classes,
             "steps_per_epoch": len(self.batches),
             "strength": self.recipe.penalty.strength if self.method in REGULARIZED else 0.0,
             "refit_start": self.counted[0].schedule.refit_start,

@@ -90,6 +90,7 @@ class RunResult:
         loss: mean cross-entropy on the test examples, in nats per answer; None if it is not finite, and in records made
             before it was taken.
         validation_loss: likewise on the validation examples; None also where none are held out.
+        num_classes: how many answers there are; None in records made before it was written.
     """
 
     method: Method
@@ -118,6 +119,7 @@ class RunResult:
     task: _Task = "classification"
     loss: float | None = None
     validation_loss: float | None = None
+    num_classes: int | None = None
 
     @property
     def byte_ratio(self) -> float | None:
@@ -291,6 +293,7 @@ def run_result(
         task="classification" if data.test.labels.dim() == 1 else "language",
         loss=finite(score.loss),
         validation_loss=None if validation_score is None else finite(validation_score.loss),
+        num_classes=data.num_classes,
     )
 
 
