@@ -25,13 +25,26 @@ def add_options(parser: argparse.ArgumentParser, name: str, num_seeds: int) -> N
         name: of its folder of runs.
         num_seeds: how many there are by default.
     """
-    results = Path(__file__).parent / "results"
     parser.add_argument("--seeds", type=int, default=num_seeds)
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="A.B=C")
     parser.add_argument("--workers", type=int, default=None)
     parser.add_argument("--data-dir", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=Path("strongreg-out") / name, help="where the runs lie")
-    parser.add_argument("--results", type=Path, default=results, help="where the tables go")
+    parser.add_argument("--results", type=Path, help="where the tables go; by default OUT, too")
+
+
+def results_folder(arguments: argparse.Namespace) -> Path:
+    """Where the tables go.
+
+    Args:
+        arguments: of :func:`add_options`.
+
+    Returns:
+        A folder that exists.
+    """
+    folder: Path = arguments.results or arguments.out
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def finish(

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from comparisons import add_options, exit_code, finish
+from comparisons import add_options, exit_code, finish, results_folder
 from strongreg import shrink_and_report
 from strongreg.experiments.recipe import Method, build_recipe, parse_settings, read_recipe
 from strongreg.experiments.table import half_width_95
@@ -39,7 +39,7 @@ def main() -> int:
     """Run what was asked for, and print a table: a row for each penalty, size and method."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--penalties", nargs="+", default=["l1", "group_l2"])
-    parser.add_argument("--targets", nargs="+", type=float, default=[2, 5, 10, 20], help="times fewer weights")
+    parser.add_argument("--targets", nargs="+", type=float, default=[3, 10], help="times fewer weights")
     parser.add_argument("--methods", nargs="+", default=list(_METHODS), choices=list(_METHODS))
     add_options(parser, "language-compression", num_seeds=3)
     arguments = parser.parse_args()
@@ -55,9 +55,8 @@ def _record(arguments: argparse.Namespace) -> None:
             changes = {"penalty.name": penalty, "penalty.target_compression": target}
             entries += _trained(changes, settings, arguments.methods, folder, arguments)
     print("\n".join(_table(entries)))
-    arguments.results.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"runs": entries}, indent=2) + "\n"
-    (arguments.results / "language-compression.json").write_text(text, encoding="utf-8")
+    (results_folder(arguments) / "language-compression.json").write_text(text, encoding="utf-8")
 
 
 def _trained(

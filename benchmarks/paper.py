@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from comparisons import add_options, exit_code, finish
+from comparisons import add_options, exit_code, finish, results_folder
 from strongreg.experiments.compare import Comparison
 from strongreg.experiments.errors import UserError, check_known
 from strongreg.experiments.pool import recipe_data
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     for file in files:
         recipe = build_recipe(parse_settings(arguments.settings), read_recipe(file))
         finish(recipe, methods, arguments.out / file.stem, arguments, announce=True)
-        write_tables(arguments.out, arguments.results, arguments.data_dir)
+        write_tables(arguments.out, results_folder(arguments), arguments.data_dir)
 
 
 def write_tables(out: Path, target: Path, data_dir: Path | None) -> None:

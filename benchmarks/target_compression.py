@@ -17,7 +17,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from comparisons import add_options, exit_code, finish
+from comparisons import add_options, exit_code, finish, results_folder
 from strongreg.experiments.engine import RunResult
 from strongreg.experiments.recipe import Method, build_recipe, parse_settings
 
@@ -39,8 +39,7 @@ def main() -> int:
 
 def _record(arguments: argparse.Namespace) -> None:
     entries = [entry for data in arguments.data for entry in _run(data, arguments)]
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    file = arguments.results / "target-compression.json"
+    file = results_folder(arguments) / "target-compression.json"
     others = [] if not file.exists() else json.loads(file.read_text(encoding="utf-8"))["runs"]
     entries += [entry for entry in others if entry["data"] not in arguments.data]
     entries.sort(key=lambda entry: list(_RECIPES).index(entry["data"]))

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from comparisons import add_options, exit_code, finish
+from comparisons import add_options, exit_code, finish, results_folder
 from strongreg.experiments.compare import Comparison
 from strongreg.experiments.engine import RunResult
 from strongreg.experiments.recipe import Method, build_recipe, parse_settings, read_recipe
@@ -45,9 +45,8 @@ def _record(arguments: argparse.Namespace) -> None:
     results = [result for comparison in comparisons for result in comparison.own_results]
     print(_table(results, ["dense", *arguments.methods]))
     entries = [entry for comparison in comparisons for entry in _entries(comparison)]
-    arguments.results.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"runs": entries}, indent=2) + "\n"
-    (arguments.results / "weight-decay.json").write_text(text, encoding="utf-8")
+    (results_folder(arguments) / "weight-decay.json").write_text(text, encoding="utf-8")
 
 
 def _trained(strength: float, methods: list[Method], arguments: argparse.Namespace) -> Comparison:

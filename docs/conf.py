@@ -80,10 +80,12 @@ _PICTURE = re.compile(
     r'<picture>\s*<source[^>]*srcset="([^"]+)"[^>]*>\s*<img alt="([^"]+)" src="([^"]+)"[^>]*>\s*</picture>'
 )
 _IMAGE = """
+````{{container}} wide-figure
 ```{{image}} {file}
 :alt: {alt}
 :class: only-{mode}
 ```
+````
 """
 _EXAMPLES = re.compile(r"(?:^strongreg .*\n\n?)+", re.MULTILINE)
 _CODE_OR_OPTION = re.compile(r"```.*?```|`[^`\n]*`|(?<![\w-])(--[a-z][a-z-]*)", re.DOTALL)

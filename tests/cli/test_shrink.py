@@ -104,7 +104,7 @@ def test_the_smaller_network_computes_the_same_and_the_numbers_are_the_real_ones
         "bytes: {:,} to {:,} dense, {:,} in {name}/weights.safetensors, {:,} in small.packed".format(*sizes, name=RUN)
         in lines
     )
-    stated = re.fullmatch(r"outputs of small.packed differ by (\S+) of the largest, on random images", lines[-1])
+    stated = re.fullmatch(r"outputs of small.packed differ by (\S+) of the largest, on random inputs", lines[-1])
     assert stated is not None
     assert 0 < float(stated[1]) < 1e-5
 
@@ -154,7 +154,7 @@ def test_what_narrow_values_cost_is_said(capsys, network, values, smallest, larg
         expected, found = network(images), read("small.packed")(images)
     difference = float((found - expected).abs().max() / expected.abs().max())
     assert smallest < difference < largest
-    stated = f"outputs of small.packed differ by {difference:.1e} of the largest, on random images, with values as"
+    stated = f"outputs of small.packed differ by {difference:.1e} of the largest, on random inputs, with values as"
     assert f"{stated} {values}" in output.splitlines()
     assert {x.stored_as for x in inspect_packed("small.packed").tensors if len(x.shape) > 1} <= {"bfloat16", "int8"}
 
@@ -201,7 +201,7 @@ def test_where_nothing_can_go_the_file_is_written_and_that_is_said(capsys, dense
     )
     assert "1.0 times fewer parameters" in output
     assert "left in" not in output
-    assert "outputs of same.packed do not differ, on random images" in output
+    assert "outputs of same.packed do not differ, on random inputs" in output
     state = load_packed("same.packed")
     assert all(torch.equal(tensor, state[name]) for name, tensor in dense.state_dict().items())
 

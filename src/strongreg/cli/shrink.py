@@ -107,7 +107,7 @@ class _Outcome:
                 "FLOPs per image: {:,} to {:,}".format(*self.flops_per_image),
                 "bytes: {:,} to {:,} dense, ".format(*self.dense_bytes)
                 + f"{before:,} in {self.weights}, {after:,} in {self.path}",
-                f"outputs of {self.path} {apart}, on random images{narrow}",
+                f"outputs of {self.path} {apart}, on random inputs{narrow}",
             ]
         )
 
