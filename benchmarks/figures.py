@@ -3,8 +3,8 @@
     python benchmarks/figures.py
     strongreg compare --seeds 10 --out ten && python benchmarks/figures.py --record ten
 
-The second form records the accuracy after each epoch of a comparison before it draws. Writes collapse-and-rescue and
-accuracy-and-size, each as NAME-light.svg and NAME-dark.svg, into docs/figures.
+The second form records the accuracy after each epoch of a comparison before it draws. Writes collapse-and-rescue,
+accuracy-and-size and weight-decay, each as NAME-light.svg and NAME-dark.svg, into docs/figures.
 """
 
 from __future__ import annotations
@@ -79,11 +79,12 @@ def draw_all() -> dict[str, bytes]:
     Returns:
         Name of the file and its content.
     """
-    return {
-        f"{name}-{mode}.svg": draw(palette)
-        for name, draw in (("collapse-and-rescue", _collapse_and_rescue), ("accuracy-and-size", _accuracy_and_size))
-        for mode, palette in PALETTES.items()
+    figures = {
+        "collapse-and-rescue": _collapse_and_rescue,
+        "accuracy-and-size": _accuracy_and_size,
+        "weight-decay": _weight_decay,
     }
+    return {f"{name}-{mode}.svg": draw(palette) for name, draw in figures.items() for mode, palette in PALETTES.items()}
 
 
 def _recorded(file: Path) -> list[Run]:
@@ -167,7 +168,7 @@ def _accuracy_and_size(palette: Palette) -> bytes:
             ax.set_xticks(_TICKS, map(str, _TICKS))
             ax.minorticks_off()
             mine = [run for run in runs if run["data"] == data]
-            _draw_dense(ax, [100 * run["accuracy"] for run in mine if run["method"] == "dense"], palette)
+            _draw_dense(ax, [100 * run["accuracy"] for run in mine if run["method"] == "dense"], palette, _LARGEST)
             for series in _SERIES:
                 _draw_series(ax, data, series, [r for r in mine if (r["method"], r["penalty"]) == series], palette)
         figure.axes[0].set_ylabel("test accuracy (%)")
@@ -175,11 +176,12 @@ def _accuracy_and_size(palette: Palette) -> bytes:
     return draw_file(draw, height=3.7, width=9, palette=palette)
 
 
-def _draw_dense(ax: Axes, accuracies: list[float], palette: Palette) -> None:
-    color, mean = palette.methods["dense"], statistics.fmean(accuracies)
-    ax.axhspan(min(accuracies), max(accuracies), color=color, alpha=0.15, linewidth=0)
+def _draw_dense(ax: Axes, values: list[float], palette: Palette, x: float) -> None:
+    """A line for the mean of the seeds, a band for their range, and the name at x."""
+    color, mean = palette.methods["dense"], statistics.fmean(values)
+    ax.axhspan(min(values), max(values), color=color, alpha=0.15, linewidth=0)
     ax.axhline(mean, color=color, linewidth=1)
-    ax.annotate("dense", (_LARGEST, mean), (-2, 4), textcoords="offset points", ha="right", color=color)
+    ax.annotate("dense", (x, mean), (-2, 4), textcoords="offset points", ha="right", color=color)
 
 
 def _draw_series(ax: Axes, data: str, series: tuple[Method, str], runs: list[Run], palette: Palette) -> None:
@@ -210,6 +212,47 @@ def _draw_series(ax: Axes, data: str, series: tuple[Method, str], runs: list[Run
 
 def _columns(places: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     return [x for x, _ in places], [y for _, y in places]
+
+
+# ---------------------------------------------------------------------- weight decay of a language model
+
+_DECAYED: dict[Method, tuple[str, str, tuple[float, float]]] = {  # name, marker, and where there is room for the name
+    "always": ("always on", "v", (7, 2.55)),
+    "delayed": ("delayed", "^", (4.6, 2.29)),
+    "coherent": ("with the gate", "o", (9, 2.15)),
+}
+_LOSSES = {"loss": "after the last epoch, test text", "best_validation_loss": "at the best epoch, validation text"}
+
+
+def _weight_decay(palette: Palette) -> bytes:
+    """Loss against the strength of the decay: a small mark for each seed, a large one for their mean."""
+    runs = _recorded(RESULTS / "weight-decay.json")
+    strengths = sorted({run["strength"] for run in runs if run["strength"] > 0})
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots(1, 2, sharey=True)
+        for ax, (key, title) in zip(axes, _LOSSES.items(), strict=True):
+            ax.set(xscale="log", xlabel="weight decay")
+            ax.set_title(title, loc="left", fontweight="bold")
+            ax.set_xticks(strengths, [f"{strength:g}" for strength in strengths])
+            ax.minorticks_off()
+            _draw_dense(ax, [run[key] for run in runs if run["method"] == "dense"], palette, 3)
+            for method, (name, marker, place) in _DECAYED.items():
+                color, mine = palette.methods[method], [run for run in runs if run["method"] == method]
+                ax.plot(
+                    *_columns([(run["strength"], run[key]) for run in mine]),
+                    marker,
+                    color=color,
+                    markersize=3,
+                    alpha=0.4,
+                )
+                means = [(x, statistics.fmean(run[key] for run in mine if run["strength"] == x)) for x in strengths]
+                ax.plot(*_columns(means), marker=marker, color=color, markersize=6, linewidth=1.3)
+                if key == "best_validation_loss":
+                    ax.text(*place, name, color=color)
+        axes[0].set_ylabel("nats per byte")
+
+    return draw_file(draw, height=3.3, width=9, palette=palette)
 
 
 if __name__ == "__main__":

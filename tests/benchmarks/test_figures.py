@@ -27,7 +27,7 @@ def _jobs(runs) -> list[tuple[str, int]]:
 
 def test_the_figures_drawn_again_are_the_same_bytes(figures):
     drawn = figures.draw_all()
-    assert len(drawn) == 4
+    assert len(drawn) == 6
     for name, content in drawn.items():
         assert (figures.FIGURES / name).read_bytes() == content, f"{name}: run python benchmarks/figures.py"
         assert len(content) < 100_000
