@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-pytestmark = pytest.mark.slow
+from strongreg.experiments.table import half_width_95
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+METHODS = ("always", "delayed", "coherent")
 
 
 def _study(directory: Path, script: str, *options: str, **settings: Any) -> subprocess.CompletedProcess[str]:
@@ -25,6 +29,7 @@ def _study(directory: Path, script: str, *options: str, **settings: Any) -> subp
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_that_of_weight_decay_records_every_run_and_goes_on_where_it_stopped(tmp_path):
     study = "weight_decay.py", "--strengths", "100", "--seeds", "2"
     first = _study(tmp_path, *study, epochs=2)
@@ -40,6 +45,7 @@ def test_that_of_weight_decay_records_every_run_and_goes_on_where_it_stopped(tmp
     assert "[" not in again.stderr  # nothing was trained
 
 
+@pytest.mark.slow
 def test_that_of_compression_says_what_shrinking_leaves(tmp_path):
     study = (
         "language_compression.py",
@@ -65,3 +71,33 @@ def test_that_of_compression_says_what_shrinking_leaves(tmp_path):
     assert after < before
     assert runs[1]["neurons"][1][0] < runs[1]["neurons"][0][0] == 88
     assert runs[1]["compression"] == pytest.approx(2.0, rel=0.05)
+
+
+def _told(runs: list[dict[str, Any]], key: str) -> str:
+    losses = [run[key] for run in runs]
+    assert len(losses) == 3
+    return f"{statistics.fmean(losses):.3f} ± {half_width_95(losses):.3f}"
+
+
+def test_the_tables_of_weight_decay_are_the_recorded_ones():
+    text = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "language-models.md").read_text(encoding="utf-8")
+    runs = json.loads((BENCHMARKS / "results" / "weight-decay.json").read_text())["runs"]
+    dense = [run for run in runs if run["method"] == "dense"]
+    assert f"| none | {_told(dense, 'loss')} | | | |" in text
+    assert f"| none | {_told(dense, 'best_validation_loss')} | | | |" in text
+    assert f"| none | {_told(dense, 'loss')} | | {_told(dense, 'best_validation_loss')} | | |" in page
+    strengths = sorted({run["strength"] for run in runs} - {0})
+    assert strengths == [0.1, 0.3, 1, 3, 10, 30]
+    for strength in strengths:
+        groups = [[r for r in runs if (r["method"], r["strength"]) == (method, strength)] for method in METHODS]
+        always, _, coherent = groups
+        for key in ("loss", "best_validation_loss"):
+            assert f"| {strength:g} | | {' | '.join(_told(group, key) for group in groups)} |" in text
+        pairs = [_told(group, key) for key in ("loss", "best_validation_loss") for group in (always, coherent)]
+        opened = statistics.fmean(run["open_fraction"] for run in coherent)
+        assert f"| {strength:g} | {' | '.join(pairs)} | {opened:.0%} |" in page
+        epochs = sorted(run["best_epoch"] for run in always)
+        assert f"| {epochs[0]} to {epochs[-1]} |" in next(
+            x for x in text.splitlines() if _told(always, "best_validation_loss") in x
+        )

@@ -22,7 +22,7 @@ _BETWEEN_SMALLER_AND_LARGER = ("vgg13", "vgg16", "resnet32")  # of the same code
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("silent", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_shrunk_network_computes_the_same(name, silent, dtype, tolerance, seed):
     generator = torch.Generator().manual_seed(seed)
     model = with_zeros(NETWORKS[name][0](), generator, 0.4, silent=silent).to(dtype)
