@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from strongreg.experiments.table import half_width_95
 
@@ -101,3 +102,39 @@ def test_the_tables_of_weight_decay_are_the_recorded_ones():
         assert f"| {epochs[0]} to {epochs[-1]} |" in next(
             x for x in text.splitlines() if _told(always, "best_validation_loss") in x
         )
+
+
+def test_the_strength_that_is_coherent_is_the_largest_one(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from coherent_strength import coherent_strength
+
+    torch.manual_seed(0)
+    steps, weights = ([torch.randn(3, 4), torch.randn(5)] for _ in range(2))
+
+    def cosine(strength: float) -> float:
+        alone = torch.cat([step.flatten() for step in steps])
+        decay = torch.cat([weight.flatten() for weight in weights])
+        return torch.cosine_similarity(alone, alone + strength * decay, dim=0).item()
+
+    limited = coherent_strength(steps, weights, 100.0, 0.9)
+    assert 0 < limited < 100
+    assert cosine(limited) == pytest.approx(0.9, abs=1e-6)
+    assert coherent_strength(steps, weights, 0.5 * limited, 0.9) == 0.5 * limited
+    opposite = [-weight for weight in weights]
+    assert coherent_strength(opposite, weights, 0.5, 0.9) == 0.5  # shorter, and still in the direction
+    assert coherent_strength(opposite, weights, 2.0, 0.9) == pytest.approx(1.0)
+
+
+@pytest.mark.slow
+def test_that_of_coherent_strengths_writes_a_row_per_run(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_bytes(b"to be, or not to be: that is the question. " * 200)
+    small = {"data.name": text, "data.num_train": 64, "data.context": 16, "model.width": 32, "model.depth": 1}
+    command = [sys.executable, str(BENCHMARKS / "coherent_strength.py"), "--strengths", "50", "--thresholds", "0.9"]
+    command += ["--seeds", "1", "--results", str(tmp_path), "--set", "training.epochs=2"]
+    command += [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    (run,) = json.loads((tmp_path / "coherent-strength.json").read_text())["runs"]
+    assert done.stdout.splitlines()[2].startswith(f"| 50 | 0.9 | 0 | {run['loss']:.3f} | ")
+    assert len(run["strengths"]) == 2
+    assert all(0 < strength < 50 for strength in run["strengths"])
