@@ -138,3 +138,17 @@ def test_that_of_coherent_strengths_writes_a_row_per_run(tmp_path):
     assert done.stdout.splitlines()[2].startswith(f"| 50 | 0.9 | 0 | {run['loss']:.3f} | ")
     assert len(run["strengths"]) == 2
     assert all(0 < strength < 50 for strength in run["strengths"])
+
+
+def test_the_table_of_compression_is_the_recorded_one(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from language_compression import _table
+
+    runs = json.loads((BENCHMARKS / "results" / "language-compression.json").read_text())["runs"]
+    text = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "language-models.md").read_text(encoding="utf-8")
+    for row in _table(runs):
+        assert f"{row}\n" in text
+    for run in runs:
+        group = [each for each in runs if (each["method"], each["asked"]) == (run["method"], run["asked"])]
+        assert _told(group, "loss") in page
