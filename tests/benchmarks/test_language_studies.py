@@ -152,3 +152,13 @@ def test_the_table_of_compression_is_the_recorded_one(monkeypatch):
     for run in runs:
         group = [each for each in runs if (each["method"], each["asked"]) == (run["method"], run["asked"])]
         assert _told(group, "loss") in page
+
+
+def test_the_table_of_coherent_strengths_is_the_recorded_one():
+    text = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    for run in json.loads((BENCHMARKS / "results" / "coherent-strength.json").read_text())["runs"]:
+        strengths = run["strengths"]
+        assert (
+            f"| {run['strength']:g} | {run['threshold']:g} | {run['seed']} | {run['loss']:.3f} | "
+            f"{run['best_validation_loss']:.3f} | {strengths[0]:.1f}, {strengths[-1]:.1f} |\n"
+        ) in text
