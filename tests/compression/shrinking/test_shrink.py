@@ -210,3 +210,23 @@ def test_one_example_without_an_axis_for_the_batch():
         shrunk = shrink(model.eval(), inputs)
         assert len(shrunk[0].weight) == len(model[0].weight) - 2
         torch.testing.assert_close(outputs_of(shrunk, inputs), outputs_of(model, inputs))
+
+
+@pytest.mark.parametrize("outputs", [True, False])
+def test_heads_of_causal_attention_go(outputs):
+    """With rotary positions; by zeros of what reads a head, or of what makes its values."""
+    torch.manual_seed(0)
+    model = build_model("decoder", (16,), 256, width=96, depth=2).eval()
+    with torch.no_grad():
+        for block in model.blocks:
+            if outputs:
+                block.attention.out.weight[:, 32:64] = 0  # the second of three heads
+            else:
+                block.attention.query_key_value.weight[2 * 96 + 32 : 2 * 96 + 64] = 0
+    tokens = torch.randint(256, (2, 16))
+    shrunk, report = shrink_and_report(model, tokens)
+    assert all(block.attention.query_key_value.weight.shape == (192, 96) for block in shrunk.blocks), report
+    assert all(block.attention.out.weight.shape == (96, 64) for block in shrunk.blocks)
+    torch.testing.assert_close(outputs_of(shrunk, tokens), outputs_of(model, tokens), rtol=0, atol=1e-5)
+    longer = torch.randint(256, (3, 9))
+    torch.testing.assert_close(outputs_of(shrunk, longer), outputs_of(model, longer), rtol=0, atol=1e-5)

@@ -30,6 +30,8 @@ from strongreg.compression.shrinking.operations import (
     TRANSPOSED_CONVOLUTIONS,
     argument,
     arguments,
+    is_causal,
+    is_plain_attention,
     name_of,
     reduced_dims,
     sources,
@@ -436,7 +438,7 @@ def _embedding(node: fx.Node, _found: Mapping[fx.Node, Value], coupling: Couplin
 
 def _attention(node: fx.Node, found: Mapping[fx.Node, Value], coupling: Coupling) -> Axes | None:
     shapes = {found[source].shape[:-2] for source in arguments(node, 3)}
-    if len(node.args) > 3 or set(node.kwargs) - {"scale"} or len(shapes) > 1:
+    if not is_plain_attention(node) or len(shapes) > 1:
         return None
     query, key, value = (coupling.axes[source] for source in arguments(node, 3))
     for q, k, v in zip(query[:-2], key[:-2], value[:-2], strict=True):
@@ -444,6 +446,8 @@ def _attention(node: fx.Node, found: Mapping[fx.Node, Value], coupling: Coupling
         q.join(v)
     key[-2].join(value[-2])
     key[-2].fix("softmax is taken over it")
+    if is_causal(node):
+        query[-2].fix("a causal mask counts along it")
     query[-1].join(key[-1])
     query[-1].fix("attention divides by the root of its size")
     return [*query[:-1], value[-1]]

@@ -29,6 +29,7 @@ from strongreg.compression.shrinking.operations import (
     channel_dim,
     channels_read,
     in_float64,
+    is_plain_attention,
     name_of,
     on_image,
     reduced_dims,
@@ -263,8 +264,7 @@ def _embedding(node: fx.Node, found: Mapping[fx.Node, Value]) -> Value:
 def _attention(node: fx.Node, found: Mapping[fx.Node, Value]) -> Value:
     """A mean of values with weights that add up to 1 is known where all values are the same."""
     query, value = found[argument(node, 0)], found[argument(node, 2)]
-    plain = len(node.args) == 3 and not set(node.kwargs) - {"scale"} and query.value.dim() == value.value.dim()
-    if not plain:
+    if not is_plain_attention(node) or query.value.dim() != value.value.dim():
         return _whole(node, found)
     same = (value.value == value.value[..., :1, :]).all(-2, keepdim=True) & ~value.unknown.any(-2, keepdim=True)
     shape = (*query.shape[:-1], value.shape[-1])

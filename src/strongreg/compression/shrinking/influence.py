@@ -29,6 +29,7 @@ from strongreg.compression.shrinking.operations import (
     arguments,
     channel_dim,
     channels_read,
+    is_plain_attention,
     name_of,
     reduced_dims,
     sources,
@@ -209,16 +210,20 @@ def _normalization(node: fx.Node, found: Mapping[fx.Node, Value], out: Tensor) -
 
 
 def _attention(node: fx.Node, found: Mapping[fx.Node, Value], out: Tensor) -> Influence | None:
-    """A head matters where any of its outputs does, a dimension of the values where it does for any query."""
+    """A head matters where any of its outputs does, a dimension of the values where it does for any query.
+
+    Which keys a query looks at does not matter where all values are the same.
+    """
     query, key, value = arguments(node, 3)
-    if len(node.args) > 3 or set(node.kwargs) - {"scale"} or len({query, key, value}) < 3:
+    if not is_plain_attention(node) or len({query, key, value}) < 3:
         return None
     shapes = [found[source].shape for source in (query, key, value)]
     if len({shape[:-2] for shape in shapes}) > 1:
         return None
-    of_head = out.flatten(-2).any(-1)[..., None, None]
+    varies = out & found[node].unknown
+    of_head = varies.flatten(-2).any(-1)[..., None, None]
     return {
-        query: out.any(-1, keepdim=True).expand(shapes[0]),
+        query: varies.any(-1, keepdim=True).expand(shapes[0]),
         key: of_head.expand(shapes[1]),
         value: out.any(-2, keepdim=True).expand(shapes[2]),
     }

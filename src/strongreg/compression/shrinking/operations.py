@@ -47,6 +47,8 @@ TRANSPOSED_CONVOLUTIONS = frozenset(("conv_transpose1d", "conv_transpose2d", "co
 MATRIX_PRODUCTS = frozenset(("matmul", "mm", "bmm"))
 NORMALIZATIONS = frozenset(("layer_norm", "rms_norm"))
 BATCH_NORM = "_native_batch_norm_legit_no_training"
+_QUERY_KEY_VALUE = 3
+_ATTENTION = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
 
 
 def name_of(node: fx.Node) -> str:
@@ -92,6 +94,35 @@ def arguments(node: fx.Node, num: int) -> list[Any]:
         The arguments.
     """
     return list(node.args[:num])
+
+
+def is_plain_attention(node: fx.Node) -> bool:
+    """Whether attention is one that is understood: over queries, keys and values, with no mask but the causal one.
+
+    Args:
+        node: the call of ``scaled_dot_product_attention``.
+
+    Returns:
+        False where a mask, dropout or shared heads are given.
+    """
+    options = {**_ATTENTION, **_options_of_attention(node)}
+    return all(options[name] == _ATTENTION[name] for name in ("attn_mask", "dropout_p", "enable_gqa"))
+
+
+def is_causal(node: fx.Node) -> bool:
+    """Whether each query sees the keys up to its own position only.
+
+    Args:
+        node: the call of ``scaled_dot_product_attention``.
+
+    Returns:
+        Whether its mask is the causal one.
+    """
+    return bool(_options_of_attention(node).get("is_causal"))
+
+
+def _options_of_attention(node: fx.Node) -> dict[str, Any]:
+    return {**dict(zip(_ATTENTION, node.args[_QUERY_KEY_VALUE:], strict=False)), **node.kwargs}
 
 
 def reduced_dims(node: fx.Node, num_dims: int) -> list[int]:
