@@ -5,7 +5,8 @@
 
 recipes/language/weight_decay.toml without decay, and with each strength imposed always, after a delay, and
 while the gradients are coherent. Writes OUT/<strength>/ (as `strongreg compare` does; opened again it goes on where it
-stopped), and weight-decay.json in RESULTS: one entry per run, with its loss at its best epoch on validation text.
+stopped), and weight-decay.json in RESULTS: one entry per run, with its loss at its best epoch on validation text,
+the lowest mean coherence of an epoch, and the norm of the weights in the end.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def _entries(comparison: Comparison) -> Iterator[dict[str, Any]]:
         losses = {epoch.epoch: epoch.loss for epoch in comparison.metrics(job) if epoch.loss is not None}
         best = min(losses, key=lambda epoch: losses[epoch], default=None)  # None where no loss was finite
         of_best = {"best_epoch": best, "best_validation_loss": None if best is None else losses[best]}
-        yield {**asdict(comparison.results[job]), **of_best}
+        seen = [epoch.coherence for epoch in comparison.metrics(job) if epoch.coherence is not None]
+        of_gate = {"lowest_coherence": min(seen, default=None), "weight_norm": comparison.metrics(job)[-1].weight_norm}
+        yield {**asdict(comparison.results[job]), **of_best, **of_gate}
 
 
 def _table(results: list[RunResult], methods: list[str]) -> str:

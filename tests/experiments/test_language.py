@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from strongreg.experiments.models import build_model
 from strongreg.experiments.pool import recipe_data
 from strongreg.experiments.recipe import Recipe
 from strongreg.experiments.table import LOSS_NAME, show_rows, summarize
-from strongreg.experiments.trained import read_safetensors
+from strongreg.experiments.trained import load_trained, read_safetensors
 
 from .recipes import NEEDS_MUON, recipe
 
@@ -207,3 +209,14 @@ def test_the_loss_of_an_untrained_model_is_no_divergence(text, tmp_path, method,
     assert not result.alive
     assert load_metrics(tmp_path / "metrics.jsonl", result.epochs)[0].train_loss > -3 * math.log(result.chance)
     assert diagnose_run(tmp_path).verdict == verdict
+
+
+def test_a_trained_model_needs_its_text_no_more(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = (run / "recipe.toml").read_text(encoding="utf-8")
+    gone = re.sub(r'name = "[^"]*own\.txt"', 'name = "gone.txt"', recipe)
+    assert gone != recipe
+    shutil.copytree(run, "run")
+    Path("run/recipe.toml").write_text(gone, encoding="utf-8")
+    trained = load_trained(Path("run"))
+    assert (trained.input_shape, trained.num_classes) == ((CONTEXT,), 256)

@@ -104,7 +104,7 @@ class _Outcome:
         narrow = "" if self.values == "fp32" else f", with values as {self.values}"
         return "\n".join(
             [
-                "FLOPs per image: {:,} to {:,}".format(*self.flops_per_image),
+                "FLOPs per input: {:,} to {:,}".format(*self.flops_per_image),
                 "bytes: {:,} to {:,} dense, ".format(*self.dense_bytes)
                 + f"{before:,} in {self.weights}, {after:,} in {self.path}",
                 f"outputs of {self.path} {apart}, on random inputs{narrow}",

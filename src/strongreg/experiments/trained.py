@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from strongreg.compression import PackedFileError, is_packed, load_into, load_packed, load_shrunk
 from strongreg.experiments.data import InputShape, input_format
+from strongreg.experiments.data.text import DEFAULT_CONTEXT, NUM_BYTES
 from strongreg.experiments.engine.record import RECIPE_FILE, WEIGHTS_FILE
 from strongreg.experiments.errors import UserError
-from strongreg.experiments.models import build_model
+from strongreg.experiments.models import MODELS, build_model
 from strongreg.experiments.models.inputs import example_inputs, kind_of, output_shape
 from strongreg.experiments.recipe import build_recipe, read_recipe
 
@@ -93,7 +94,7 @@ def load_trained(
         if model is None:
             model, options = described.model.name, described.model.model_dump(exclude={"name"})
         if image_shape is None or num_classes is None:
-            shape, classes = _format(described.data.name, described.data.context)
+            shape, classes = _format(model, described.data.name, described.data.context)
             image_shape, num_classes = image_shape or shape, num_classes or classes
     assert model is not None
     assert image_shape is not None
@@ -223,7 +224,10 @@ def _run_in(directory: Path) -> Path:
     return found[0] if found else directory
 
 
-def _format(data: str, context: int | None) -> tuple[InputShape, int]:
+def _format(model: str, data: str, context: int | None) -> tuple[InputShape, int]:
+    """What a network was trained on; a file of text need not be there any more."""
+    if model in MODELS and MODELS[model].reads == "text":
+        return (context or DEFAULT_CONTEXT,), NUM_BYTES
     try:
         return input_format(data, context)
     except UserError as error:

@@ -43,7 +43,7 @@ def test_without_one_there_is_nothing_to_load(tmp_path):
 
 def test_one_of_another_run_or_version_is_refused(tmp_path):
     save_checkpoint(tmp_path, STATE)
-    with pytest.raises(UserError, match="of another recipe, method, seed or images: delete it"):
+    with pytest.raises(UserError, match="of another recipe, method, seed or data: delete it"):
         load_checkpoint(tmp_path, "yours")
     for other in ({**STATE, "version": 0}, [1], {}):
         buffer = io.BytesIO()

@@ -100,7 +100,7 @@ def test_a_damaged_checkpoint_is_named_and_one_of_another_run_is_refused(tmp_pat
     file.write_bytes(content)
     for other in ({"seed": 1}, {"method": "always"}, {"recipe": _recipe(lr=0.5)}):
         arguments = {"recipe": _recipe(), "method": "coherent", "seed": 0, **other}
-        with pytest.raises(UserError, match=r"of another recipe, method, seed or images"):
+        with pytest.raises(UserError, match=r"of another recipe, method, seed or data"):
             train(**arguments, data=digits, directory=tmp_path / "a")
     torch.save({"version": 0}, file)
     with pytest.raises(UserError, match=r"another version"):
@@ -138,7 +138,7 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path, digits):
     directory = _stopped(tmp_path / "a", digits)
     images, labels = digits.train.images, digits.train.labels
     for other in (Split(images, labels.flip(0)), Split(255 - images, labels), Split(images[:100], labels[:100])):
-        with pytest.raises(UserError, match="of another recipe, method, seed or images"):
+        with pytest.raises(UserError, match="of another recipe, method, seed or data"):
             train(_recipe(), "coherent", 0, dataclasses.replace(digits, train=other), directory)
 
 

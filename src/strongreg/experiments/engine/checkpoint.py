@@ -86,7 +86,7 @@ def load_checkpoint(directory: Path, fingerprint: str, world_size: int = 1) -> d
         return None
     if state.get("fingerprint") != fingerprint:
         raise UserError(
-            f"{file} is of another recipe, method, seed or images: delete it to train that run from the start"
+            f"{file} is of another recipe, method, seed or data: delete it to train that run from the start"
         )
     if state.get("world_size") != world_size:
         raise UserError(
