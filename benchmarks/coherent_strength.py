@@ -1,7 +1,8 @@
 """A strength that is lowered until it is coherent, instead of a gate that is open or shut: tried on weight decay.
 
     python benchmarks/coherent_strength.py
-    python benchmarks/coherent_strength.py --strengths 30 --thresholds 0.9 --seeds 1
+    python benchmarks/coherent_strength.py --strengths 30 --thresholds 0.9
+    python benchmarks/coherent_strength.py --strengths 6 --thresholds -1    # a constant strength, to compare with
 
 The model, text and optimizer of recipes/language/weight_decay.toml in a loop of its own. At each step the decay is
 imposed with the largest strength, up to the one asked for, at which the step with it still points where AdamW's step
@@ -45,7 +46,8 @@ def coherent_strength(steps: list[Tensor], weights: list[Tensor], strength: floa
         steps: what the optimizer has moved the weights by, negated and divided by the learning rate.
         weights: before the step.
         strength: the most.
-        threshold: the least cosine between the steps and the steps with the decay, in (0, 1).
+        threshold: the least cosine between the steps and the steps with the decay, in [-1, 1); at -1 every strength is
+            coherent.
 
     Returns:
         A strength in [0, strength].

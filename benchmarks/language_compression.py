@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from torch import nn
 from comparisons import add_options, exit_code, finish, results_folder
 from strongreg import shrink_and_report
 from strongreg.experiments.recipe import Method, build_recipe, parse_settings, read_recipe
-from strongreg.experiments.table import half_width_95
+from strongreg.experiments.table import half_width_95, with_error
 from strongreg.experiments.trained import load_trained
 
 _RECIPE = Path(__file__).parents[1] / "recipes" / "language" / "compression.toml"
@@ -101,12 +100,12 @@ def _table(entries: Sequence[dict[str, Any]]) -> list[str]:
 
 def _row(runs: Sequence[dict[str, Any]]) -> str:
     first = runs[0]
-    is_dense = first["method"] == "dense"
+    is_dense, losses = first["method"] == "dense", [run["loss"] for run in runs]
     cells = [
         "-" if is_dense else first["penalty"],
         "-" if is_dense else f"{first['asked']:g}",
         first["method"],
-        _mean([run["loss"] for run in runs]),
+        with_error(statistics.fmean(losses), half_width_95(losses)),
         _range([run["compression"] or float("inf") for run in runs], "{:.1f}"),
         "-" if is_dense else f"{sum(run['open_fraction'] for run in runs) / len(runs):.0%}",
         _range([run["num_parameters"][0] / run["num_parameters"][1] for run in runs], "{:.1f}"),
@@ -115,11 +114,6 @@ def _row(runs: Sequence[dict[str, Any]]) -> str:
         _range([sum(run["neurons"][1]) for run in runs], "{}") + f" of {sum(first['neurons'][0])}",
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def _mean(losses: Sequence[float]) -> str:
-    error = half_width_95(losses)
-    return f"{statistics.fmean(losses):.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
 
 
 def _range(numbers: Sequence[float], form: str) -> str:

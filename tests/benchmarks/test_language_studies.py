@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from strongreg.experiments.table import half_width_95
+from strongreg.experiments.table import half_width_95, with_error
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -77,7 +77,7 @@ def test_that_of_compression_says_what_shrinking_leaves(tmp_path):
 def _told(runs: list[dict[str, Any]], key: str) -> str:
     losses = [run[key] for run in runs]
     assert len(losses) == 3
-    return f"{statistics.fmean(losses):.3f} ± {half_width_95(losses):.3f}"
+    return with_error(statistics.fmean(losses), half_width_95(losses))
 
 
 def test_the_tables_of_weight_decay_are_the_recorded_ones():

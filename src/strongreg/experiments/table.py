@@ -180,7 +180,20 @@ def show_loss(summary: MethodSummary) -> str:
     """
     if summary.loss_mean is None:
         return "-"
-    return f"{summary.loss_mean:.3f}" + ("" if math.isnan(summary.loss_error) else f" ± {summary.loss_error:.3f}")
+    return with_error(summary.loss_mean, summary.loss_error)
+
+
+def with_error(mean: float, error: float) -> str:
+    """A mean as a text.
+
+    Args:
+        mean: of some losses.
+        error: half the width of its interval; NaN if it is not known.
+
+    Returns:
+        Both with three decimals; the mean alone where there is no error.
+    """
+    return f"{mean:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
 
 
 def byte_cells(summary: MethodSummary) -> tuple[str, str, str]:
