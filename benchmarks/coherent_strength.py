@@ -27,6 +27,7 @@ from torch.nn import functional
 from strongreg import L1
 from strongreg.experiments.data import TextData
 from strongreg.experiments.engine import evaluate
+from strongreg.experiments.engine.optimizers import build_optimizers, lr_schedule
 from strongreg.experiments.engine.process import prepare_process
 from strongreg.experiments.errors import UserError
 from strongreg.experiments.models import build_model
@@ -76,17 +77,15 @@ def train(recipe: Recipe, data: TextData, strength: float, threshold: float, see
     options = {"width": recipe.model.width, "depth": recipe.model.depth}
     model = build_model(recipe.model.name, data.input_shape, data.num_classes, **options)
     params = [target.param for target in select_targets(model, L1(0.0))]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.optimizer.lr, weight_decay=0.0)
+    (optimizer,) = build_optimizers(model, recipe.optimizer)
     order = torch.Generator().manual_seed(seed)
     num_steps = recipe.training.epochs * math.ceil(len(data.train) / recipe.training.batch_size)
-    warmup = max(round(num_steps * recipe.optimizer.warmup_share), 1)
+    factor = lr_schedule(recipe.optimizer, num_steps)
     losses, strengths, step = [], [], 0
     for _ in range(recipe.training.epochs):
         imposed = []
         for batch in torch.randperm(len(data.train), generator=order).split(recipe.training.batch_size):
-            rise = min((step + 1) / warmup, 1.0)
-            fall = 0.5 * (1 + math.cos(math.pi * max(step - warmup, 0) / max(num_steps - warmup, 1)))
-            lr = recipe.optimizer.lr * rise * fall
+            lr = recipe.optimizer.lr * factor(step)
             optimizer.param_groups[0]["lr"] = lr
             optimizer.zero_grad()
             outputs = model(data.train.inputs[batch].long())
