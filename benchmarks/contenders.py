@@ -27,6 +27,7 @@ SGD_FUSED, ADAMW_FUSED = "SGD, fused", "AdamW, fused"
 L1_GATE = "L1, coherence gate"
 L1_IN_LOSS, PAT, CAUTIOUS = "L1 in the loss", "torchao PAT, ProxLasso", "Cautious Weight Decay"
 ALONE, COPY, IN_PLACE = "regularizer alone, L1", "copy", "multiplication in place"
+LEAST = "SGD, fused, between a dot product and a multiplication in place"
 _COMPILED = "STRONGREG_COMPILED"
 
 
@@ -89,11 +90,21 @@ class Arena:
             L1_GATE: self._ours(strongreg.L1(STRENGTH)),
             COPY: Contender("memory", self.restorer.restore_weights),
             IN_PLACE: Contender("memory", self.restorer.multiply_by_1),
+            **({LEAST: Contender("optimizer", self._least)} if self.device.type == "cpu" else {}),
             **self._peers(),
             **self._optimizers(),
             **self._penalties(),
             **self._settings(),
         }
+
+    @torch.no_grad()
+    def _least(self) -> None:
+        """A step that reads what the gate reads and writes what the proximal step writes, by torch's own passes."""
+        for weight in self.weights:
+            if weight.grad is not None:
+                torch.dot(weight.view(-1), weight.grad.view(-1))
+        self.sgd.step()
+        torch._foreach_mul_(self.weights, 1.0)
 
     def _optimizers(self) -> dict[str, Contender]:
         foreach = SGD(self.params, lr=LR, momentum=MOMENTUM, foreach=True)

@@ -107,9 +107,7 @@ class GroupIndex:
         Raises:
             RuntimeError: the optimizer no longer holds a target.
         """
-        if not self._positions or not all(
-            _stands_at(optimizer, t, at) for t, at in zip(self._targets, self._positions, strict=True)
-        ):
+        if not self._positions or not self._stand_at(optimizer):
             found = {
                 id(param): (i, j)
                 for i, group in enumerate(optimizer.param_groups)
@@ -122,13 +120,16 @@ class GroupIndex:
                     "replacing parameters"
                 )
             self._positions = [found[id(t.param)] for t in self._targets]
-        return [optimizer.param_groups[i] for i, _ in self._positions]
+        groups = optimizer.param_groups
+        return [groups[i] for i, _ in self._positions]
 
-
-def _stands_at(optimizer: Optimizer, target: Target, position: tuple[int, int]) -> bool:
-    i, j = position
-    groups = optimizer.param_groups
-    return i < len(groups) and j < len(groups[i]["params"]) and groups[i]["params"][j] is target.param
+    def _stand_at(self, optimizer: Optimizer) -> bool:
+        """Whether the targets are where they were found before."""
+        params = [group["params"] for group in optimizer.param_groups]
+        try:
+            return all(params[i][j] is t.param for t, (i, j) in zip(self._targets, self._positions, strict=True))
+        except IndexError:
+            return False
 
 
 def of_groups(groups: Sequence[Group], what: Callable[[Group], _Result]) -> list[_Result]:

@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 import itertools
+import operator
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -277,7 +278,10 @@ def square_of_all(tensors: Sequence[Tensor]) -> float | None:
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
-    at = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    if any(map(operator.is_, tensors, itertools.repeat(None))):
+        at = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    else:
+        at = list(map(Tensor.data_ptr, tensors))  # type: ignore[arg-type]
     if not all(at):
         for address, tensor in zip(at, tensors, strict=True):
             if address == 0 and tensor is not None and has_freed_memory(tensor):

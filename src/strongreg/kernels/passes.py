@@ -7,7 +7,8 @@ tensors are such parts, and so are the sums: :attr:`Passes.shards` sums them ove
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,15 @@ from strongreg.sharding import Shards
 
 _Way = CompiledPasses | BlockedPasses | MultiTensorPasses | ForeachPasses | ReferencePasses
 _WAYS: tuple[type[_Way], ...] = (CompiledPasses, BlockedPasses, MultiTensorPasses, ForeachPasses, ReferencePasses)
+_ASPECTS: tuple[Callable[[Tensor], Any], ...] = (
+    type,
+    operator.attrgetter("device"),
+    operator.attrgetter("dtype"),
+    operator.attrgetter("shape"),
+    Tensor.stride,
+    lambda param: param.data_ptr() == 0,
+)
+"""What decides on the way for a parameter."""
 
 
 class Passes:
@@ -47,7 +57,7 @@ class Passes:
         self.constant = Constants()
         self.shards = Shards(targets)
         self._targets = self.shards.targets()
-        self._seen: list[tuple[Any, ...]] = []
+        self._seen: list[list[Any]] = []
         self._is_off = [target.penalty.strength == 0 for target in targets]
         self._parts: list[tuple[list[int], _Way]] = []
 
@@ -165,7 +175,7 @@ class Passes:
         """The ways for the parameters as they are now: a network may have been moved or converted."""
         self._targets = self.shards.targets()
         params = [target.param for target in self._targets]
-        seen = [(type(p), p.device, p.dtype, p.shape, p.stride(), p.data_ptr() == 0) for p in params]
+        seen = [list(map(of, params)) for of in _ASPECTS]
         if seen != self._seen:
             parts: dict[tuple[type[_Way], torch.device, torch.dtype], list[int]] = {}
             for i, target in enumerate(self._targets):
