@@ -35,6 +35,7 @@ from strongreg.warning import warn
 
 _PIECE = 65536  # entries; the sums do not depend on the number of threads
 _WORTH_A_THREAD = 2**19  # entries
+_SHARES = 8  # of the work, for each thread
 _NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
 _UNITS = {dtype: np.array([1, np.finfo(number).max], dtype=number) for dtype, number in _NUMPY.items()}
 _NO_ADAM = np.empty((0, 8))
@@ -240,15 +241,21 @@ class CompiledPasses:
         if count <= 1:
             work(0, num_pieces)
             return
-        ends = [num_pieces * i // count for i in range(count + 1)]
+        # in small shares, each taken by who is free: a thread of torch that still waits for work may have a core
+        ends = [num_pieces * i // (_SHARES * count) for i in range(_SHARES * count + 1)]
+        shares = iter(list(itertools.pairwise(ends)))
+
+        def work_on_shares() -> None:
+            for span in shares:
+                work(*span)
+
         others: list[Future[None]] = []
         try:
-            for span in itertools.pairwise(ends[1:]):
-                others.append(_threads(count - 1).submit(work, *span))
+            others += [_threads(count - 1).submit(work_on_shares) for _ in range(count - 1)]
         except RuntimeError:  # the interpreter is shutting down, and begins no more threads
-            work(ends[1 + len(others)], num_pieces)
+            pass
         try:
-            work(0, ends[1])
+            work_on_shares()
         finally:
             wait(others)  # they work on the tensors' memory
         for other in others:
