@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -250,10 +251,9 @@ class CompiledPasses:
                 work(*span)
 
         others: list[Future[None]] = []
-        try:
-            others += [_threads(count - 1).submit(work_on_shares) for _ in range(count - 1)]
-        except RuntimeError:  # the interpreter is shutting down, and begins no more threads
-            pass
+        with contextlib.suppress(RuntimeError):  # the interpreter is shutting down, and begins no more threads
+            for _ in range(count - 1):
+                others.append(_threads(count - 1).submit(work_on_shares))
         try:
             work_on_shares()
         finally:
