@@ -4,30 +4,71 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from strongreg.counts import StepCounts
 from strongreg.decision import BeforeStep, Decision
-from strongreg.devices import Constants, is_captured
+from strongreg.devices import Constants, is_captured, reading_is_free
 from strongreg.dtensors import as_dtensor, is_dtensor, local, part_of, whole
 from strongreg.groups import Target
 from strongreg.scalars import as_scalars, namespace, per_tensor
 
 
+@dataclass(frozen=True)
+class _Packed:
+    """A mask on the CPU, a bit for each weight.
+
+    Args:
+        bits: of the entries in the order of the dimensions.
+        shape: the mask's.
+    """
+
+    bits: npt.NDArray[np.uint8]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, mask: Tensor) -> _Packed:
+        """The bits of a boolean tensor."""
+        return cls(np.packbits(mask.reshape(-1).numpy()), tuple(mask.shape))
+
+    def unpacked(self) -> Tensor:
+        """The boolean tensor."""
+        flags = np.unpackbits(self.bits, count=math.prod(self.shape))
+        return torch.from_numpy(flags).view(torch.bool).reshape(self.shape)
+
+
+class _Hidden(Sequence["Tensor | None"]):
+    """The masks as boolean tensors, each made when it is asked for: all at once would take a byte for each weight."""
+
+    def __init__(self, masks: Sequence[Tensor | _Packed | None]) -> None:
+        self._masks = masks
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __getitem__(self, i: Any) -> Any:
+        mask = self._masks[i]
+        return mask.unpacked() if isinstance(mask, _Packed) else mask
+
+
 class ZeroMasks:
     """Remembers the zeros that a step at a closed gate is about to set free.
 
-    While the gate is open the zeros of the weights themselves are the mask, and nothing is stored on the CPU. On an
-    accelerator, where the host does not know the decision, one byte per weight is.
+    While the gate is open the zeros of the weights themselves are the mask, and nothing is stored on the CPU; while it
+    is closed, one bit per weight is. On an accelerator, where the host does not know the decision, one byte is, always.
 
     Args:
         num_targets: number of penalized tensors, K.
     """
 
     def __init__(self, num_targets: int) -> None:
-        self._masks: list[Tensor | None] = [None] * num_targets
+        self._masks: list[Tensor | _Packed | None] = [None] * num_targets
         self._constant = Constants()
 
     def look(
@@ -92,13 +133,13 @@ class ZeroMasks:
         """
         for i, (weight, was, now) in enumerate(zip(weights, was_open, is_open, strict=True)):
             if isinstance(was, Tensor):
-                kept = self._masks[i]
+                kept = self.hidden[i]
                 kept = torch.zeros_like(weight, dtype=torch.bool) if kept is None else kept.to(weight.device)
                 self._masks[i] = ~torch.as_tensor(now) & torch.where(was, weight == 0, kept)
             elif now:
                 self._masks[i] = None
             elif was:
-                self._masks[i] = weight == 0
+                self._masks[i] = _packed(weight == 0)
 
     def laid_out_as(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """The masks for who writes into them, all there, in the layout and on the device of the weights.
@@ -109,16 +150,20 @@ class ZeroMasks:
         Returns:
             K boolean tensors; what is written into them is remembered.
         """
-        for i, (weight, mask) in enumerate(zip(weights, self._masks, strict=True)):
+        masks: list[Tensor] = []
+        for weight, kept in zip(weights, self.hidden, strict=True):
+            mask = kept
             if mask is None or mask.stride() != weight.stride() or mask.device != weight.device:
                 laid_out = torch.zeros_like(weight, dtype=torch.bool)
-                self._masks[i] = laid_out if mask is None else laid_out.copy_(mask)
-        return [mask for mask in self._masks if mask is not None]
+                mask = laid_out if mask is None else laid_out.copy_(mask)
+            masks.append(mask)
+        self._masks = list(masks)
+        return masks
 
     @property
-    def hidden(self) -> list[Tensor | None]:
+    def hidden(self) -> Sequence[Tensor | None]:
         """The zeros that a step at a closed gate has set free: K boolean tensors, None where there are none."""
-        return list(self._masks)
+        return _Hidden(self._masks)
 
     def select(self, rows: Sequence[int]) -> ZeroMasks:
         """The masks of some of the tensors.
@@ -144,7 +189,7 @@ class ZeroMasks:
             that no process waits for another.
         """
         saved = {}
-        for target, mask in zip(targets, self._masks, strict=True):
+        for target, mask in zip(targets, self.hidden, strict=True):
             if mask is not None and is_dtensor(target.param):
                 saved[target.name] = as_dtensor(mask.clone(), target.param)
             elif mask is not None and bool(mask.any()):
@@ -175,9 +220,14 @@ class ZeroMasks:
                 raise ValueError(f"the saved zeros of {target.name!r} have dtype {saved.dtype}: they must be boolean")
         found = [state.get(target.name) for target in targets]
         self._masks = [
-            None if mask is None else _part(mask, t.param).to(t.param.device, copy=True)
+            None if mask is None else _packed(_part(mask, t.param).to(t.param.device, copy=True))
             for t, mask in zip(targets, found, strict=True)
         ]
+
+
+def _packed(mask: Tensor) -> Tensor | _Packed:
+    """The mask as it is kept where it is."""
+    return _Packed.of(mask) if reading_is_free(mask.device) and type(mask) is Tensor else mask
 
 
 def _part(mask: Tensor, param: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ def test_steps_of_all_contenders(tmp_path):
     expected |= {f"{name}, coherence gate" for name in ("L1", "L2", "ElasticNet", "MCP", "GroupL2", "SparseGroup")}
     expected |= {f"L1, {name}" for name in ("always open", "gate closed", "gate per layer", "gradient mode")}
     expected |= {"L1, no history", "L1, without numba", "L1 in the loss", "L2 in the loss", "copy"}
+    expected |= {"multiplication in place", "SGD, fused, between a dot product and a multiplication in place"}
     for network in content["networks"]:
         assert expected <= set(network["turns"])
         assert {"torchao PAT, ProxLasso", "Cautious Weight Decay"} <= set(network["turns"]) | set(network["left_out"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import hypothesis.strategies as st
@@ -210,6 +212,69 @@ def test_the_sums_do_not_depend_on_the_number_of_threads(monkeypatch):
     assert all(torch.equal(each, weights[0]) for each in weights)
 
 
+class _Few:
+    """Begins as many threads as there may be; what comes after them is put off for ever, as where no more can begin."""
+
+    def __init__(self, number):
+        self.number, self.pool, self.put_off, self.begun = number, ThreadPoolExecutor(4), [], []
+
+    def submit(self, work):
+        if len(self.begun) == self.number:
+            self.put_off.append(work)
+            raise RuntimeError("can't start new thread")
+        self.begun.append(self.pool.submit(work))
+        return self.begun[-1]
+
+
+@pytest.fixture
+def one_piece_each(monkeypatch):
+    """A pass over 40 pieces by four threads, whose work is what the test says: ``run(work)``."""
+    monkeypatch.setattr(compiled, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    way = CompiledPasses([target(L1(0.5), torch.zeros(8, 8))])
+    return lambda work: way._in_threads(work, 40)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_threads_that_cannot_begin_leave_their_work_to_the_others_who_are_waited_for(
+    one_piece_each, monkeypatch, number
+):
+    few, done = _Few(number), []
+    monkeypatch.setattr(compiled, "_threads", lambda count: few)
+    one_piece_each(lambda first, last: (time.sleep(0.01), done.extend(range(first, last))))
+    assert sorted(done) == list(range(40))
+    assert all(future.done() for future in few.begun)
+
+
+def test_an_interrupted_pass_leaves_nothing_to_a_thread_that_begins_late(one_piece_each, monkeypatch):
+    few, done = _Few(1), []
+    monkeypatch.setattr(compiled, "_threads", lambda count: few)
+
+    def work(*share):
+        done.append(share)
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        time.sleep(0.05)
+
+    with pytest.raises(KeyboardInterrupt):
+        one_piece_each(work)
+    assert all(future.done() for future in few.begun)
+    num_done = len(done)
+    for late in few.put_off:
+        late()
+    assert len(done) == num_done
+
+
+def test_what_fails_in_another_thread_is_an_error(one_piece_each):
+    def work(*_):
+        if threading.current_thread() is not threading.main_thread():
+            raise ZeroDivisionError
+        time.sleep(0.05)
+
+    with pytest.raises(ZeroDivisionError):
+        one_piece_each(work)
+
+
 def test_several_threads_of_the_user_do_not_disturb_one_another():
     pairs = [tensors((300, 400))[:2] for _ in range(8)]
     ways = [CompiledPasses([target(L1(0.5), weight)]) for weight, _ in pairs]
@@ -271,6 +336,27 @@ def test_a_network_that_is_converted_or_moved_is_looked_at_anew():
         weight = each.param.detach()
         sums = passes.products([weight], [weight], torch.device("cpu"))
         torch.testing.assert_close(sums[0, 3], weight.double().square().sum(), rtol=1e-4, atol=0)
+
+
+def test_weights_that_become_a_lazy_negative_are_looked_at_anew():
+    each = target(L1(0.1), torch.randn(20, 30))
+    passes, grad = Passes([each]), torch.randn(20, 30)
+    expected = passes.products([grad], [each.param.detach()], torch.device("cpu"))
+    each.param.data = torch._neg_view(-each.param.data)
+    sums = passes.products([grad], [each.param.detach()], torch.device("cpu"))
+    torch.testing.assert_close(sums, expected, rtol=1e-5, atol=0)
+
+
+def test_zeros_are_not_set_in_a_parameter_that_has_become_another():
+    flat = torch.ones(60)
+    each = target(L1(0.1), torch.zeros(10, 6))
+    passes = Passes([each])
+    with torch.no_grad():
+        marks = passes.mark_zeros([each.param], [None], [True])
+        each.param.data = flat[:24].view(4, 6)
+        with pytest.raises(RuntimeError, match="has changed shape, memory layout or dtype"):
+            passes.set_zeros(marks)
+    assert (flat == 1).all()
 
 
 def test_without_numba_the_blocks_take_over(monkeypatch):

@@ -15,6 +15,7 @@ from strongreg import L1, L2, AlwaysOpen, CoherenceGate, Gate, Refit, Regularize
 from strongreg.groups import Target
 from strongreg.kernels import Passes, compiled, size_of_all
 from strongreg.kernels.blocks import BlockedPasses
+from strongreg.kernels.layout import all_laid_out_as
 
 CPU = torch.device("cpu")
 
@@ -86,6 +87,29 @@ def test_gradients_that_are_no_plain_memory(kind, bias):
         numbers.append((reg._decision.opened.tolist(), reg._before.gradient_sq.tolist()))
         reg._before = reg._decision = None
     assert numbers[1] == numbers[0]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_one_odd_tensor_among_plain_ones_is_laid_out_and_the_others_are_left_as_they_are(place):
+    odd = {
+        "none": lambda tensor: None,
+        "wrapped": Wrapped,
+        "negative": lambda tensor: torch._neg_view(-tensor),
+        "double": lambda tensor: tensor.double(),
+        "transposed": lambda tensor: tensor.t().contiguous().t(),
+        "of no entries": lambda tensor: tensor,
+    }
+    for kind, made in odd.items():
+        shapes = [(4, 6) if kind != "of no entries" or i != place else (0, 6) for i in range(3)]
+        weights, others = ([torch.randn(shape) for shape in shapes] for _ in range(2))
+        given = [made(other) if i == place else other for i, other in enumerate(others)]
+        laid_out = all_laid_out_as(weights, given)
+        assert [each is other for each, other in zip(laid_out, others, strict=True)] == [
+            i != place or kind == "of no entries" for i in range(3)
+        ]
+        expected = [None if kind == "none" and i == place else other for i, other in enumerate(others)]
+        for each, other in zip(laid_out, expected, strict=True):
+            assert each is other or torch.equal(each, other)
 
 
 def test_a_tensor_whose_memory_was_freed_is_an_error():

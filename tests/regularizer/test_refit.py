@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from strongreg import L1, AlwaysOpen, Delay, Gate, LinearRamp, Refit, Regularizer
+from strongreg.refit import ZeroMasks
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,20 @@ def test_zeros_that_the_penalty_had_no_part_in_stay_free(never):
         optimizer.step()
         bare_optimizer.step()
         assert torch.equal(weight.detach().view(torch.int32), bare.detach().view(torch.int32))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_zeros_that_a_closed_gate_sets_free_are_remembered_by_a_bit_for_each_weight(layout):
+    weight = torch.randn(6, 8, 5, 5).to(memory_format=layout)
+    weight[torch.rand(weight.shape) < 0.4] = 0.0
+    masks = ZeroMasks(2)
+    masks.before_step([weight, weight], [True, False], [False, False])
+    kept, none = masks._masks
+    assert kept.bits.nbytes == weight.numel() // 8
+    assert none is None
+    assert torch.equal(masks.hidden[0], weight == 0)
+    assert masks.hidden[1] is None
+    assert torch.equal(masks.select([0]).laid_out_as([weight])[0], weight == 0)
 
 
 @pytest.mark.parametrize("saved_after", range(27, 34))

@@ -9,6 +9,7 @@ import importlib.util
 import itertools
 import operator
 import os
+import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -36,7 +37,7 @@ from strongreg.warning import warn
 
 _PIECE = 65536  # entries; the sums do not depend on the number of threads
 _WORTH_A_THREAD = 2**19  # entries
-_SHARES = 8  # of the work, for each thread
+_MOST_SHARES = 16  # of the work, unless there are more threads: each costs some microseconds
 _NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
 _UNITS = {dtype: np.array([1, np.finfo(number).max], dtype=number) for dtype, number in _NUMPY.items()}
 _NO_ADAM = np.empty((0, 8))
@@ -243,20 +244,27 @@ class CompiledPasses:
             work(0, num_pieces)
             return
         # in small shares, each taken by who is free: a thread of torch that still waits for work may have a core
-        ends = [num_pieces * i // (_SHARES * count) for i in range(_SHARES * count + 1)]
-        shares = iter(list(itertools.pairwise(ends)))
+        num_shares = min(num_pieces, max(count, _MOST_SHARES))
+        ends = [num_pieces * i // num_shares for i in range(num_shares + 1)]
+        shares: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+        for span in itertools.pairwise(ends):
+            shares.put(span)
 
         def work_on_shares() -> None:
-            for span in shares:
-                work(*span)
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    work(*shares.get_nowait())
 
         others: list[Future[None]] = []
-        with contextlib.suppress(RuntimeError):  # the interpreter is shutting down, and begins no more threads
+        with contextlib.suppress(RuntimeError):  # no more threads can begin; what was put off may still be done
             for _ in range(count - 1):
                 others.append(_threads(count - 1).submit(work_on_shares))
         try:
             work_on_shares()
         finally:
+            with contextlib.suppress(queue.Empty):  # nothing is left for who begins late: the tensors may be gone then
+                while True:
+                    shares.get_nowait()
             wait(others)  # they work on the tensors' memory
         for other in others:
             other.result()

@@ -37,9 +37,12 @@ _ASPECTS: tuple[Callable[[Tensor], Any], ...] = (
     operator.attrgetter("dtype"),
     operator.attrgetter("shape"),
     Tensor.stride,
+    Tensor.is_neg,
     lambda param: param.data_ptr() == 0,
 )
 """What decides on the way for a parameter."""
+_LAID_OUT = slice(2, 5)
+"""Those of its dtype, shape and strides."""
 
 
 class Passes:
@@ -166,8 +169,16 @@ class Passes:
 
         Args:
             marks: what :meth:`mark_zeros` returned.
+
+        Raises:
+            RuntimeError: a parameter is not laid out as it was then.
         """
         weights = [target.param for target in self._targets]
+        if [list(map(of, weights)) for of in _ASPECTS[_LAID_OUT]] != self._seen[_LAID_OUT]:
+            raise RuntimeError(
+                "the optimizer has changed shape, memory layout or dtype of a parameter within its step, and the "
+                "zeros of a refit cannot be told in it: use an optimizer that changes parameters in place"
+            )
         for (rows, way), marked in zip(self._parts, marks, strict=True):
             way.set_zeros(selected(weights, rows), marked)
 
