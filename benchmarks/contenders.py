@@ -69,6 +69,7 @@ class Arena:
         self.model, self.restorer = model, Restorer(model)
         self.params = self.restorer.params
         self.device = self.params[0].device
+        self.num_weights = sum(param.numel() for param in self.params)
         self.weights = [target.param for target in select_targets(model, strongreg.L1(STRENGTH))]
         self.left_out: dict[str, str] = {}
         self._sign = 1.0

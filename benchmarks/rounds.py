@@ -6,6 +6,7 @@ becomes slower does so for all of them.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import importlib.metadata
 import itertools
@@ -130,6 +131,21 @@ def versions(*optional: str) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def device_of(parser: argparse.ArgumentParser, name: str) -> torch.device:
+    """The device of a name; ends with a message of the command where it is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here; leave it out, or use a machine and a torch with CUDA")
+    return torch.device(name)
+
+
+def at_least_one(text: str) -> int:
+    """A number of rounds."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}: must be at least 1")
+    return number
 
 
 def describe(device: torch.device) -> str:

@@ -25,8 +25,10 @@ import strongreg
 from parameter_sets import add_gradients
 from rounds import (
     Still,
+    at_least_one,
     calls_within,
     describe,
+    device_of,
     free_bytes,
     markdown_table,
     median_of,
@@ -170,7 +172,7 @@ def main() -> None:
     parser.add_argument("--max-parameters", type=float, default=SIZES[-1], help="sizes beyond it are left out")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=at_least_one, default=7)
     parser.add_argument("--seconds", type=float, default=0.05, help="of a turn; a step that takes longer is a turn")
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
     parser.add_argument("--markdown", type=Path, help="file to write the tables to")
@@ -180,7 +182,7 @@ def main() -> None:
     if largest < SIZES[0]:
         parser.error(f"--max-parameters {largest:,}: must be {SIZES[0]:,} or more")
     torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device)
+    device = device_of(parser, arguments.device)
     counts = by_count(largest, device, arguments.rounds, arguments.seconds)
     sizes, left_out = by_size(largest, device, arguments.rounds, arguments.seconds)
     content = {

@@ -32,8 +32,10 @@ from torch import Tensor, nn
 import strongreg
 from rounds import (
     Marks,
+    at_least_one,
     calls_within,
     describe,
+    device_of,
     markdown_table,
     median_of,
     ratio_of_medians,
@@ -195,7 +197,7 @@ def main() -> None:
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--graph", action="store_true", help="the whole step as one CUDA graph")
     parser.add_argument("--threads", type=int, help="of a CPU; torch's own choice by default")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=at_least_one, default=20)
     parser.add_argument("--seconds", type=float, default=0.5, help="of a turn; a step that takes longer is a turn")
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
     parser.add_argument("--markdown", type=Path, help="file to write the table to")
@@ -204,7 +206,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     if arguments.graph and arguments.device != "cuda":
         parser.error("--graph needs --device cuda: there are CUDA graphs on a GPU only")
-    device, dtype = torch.device(arguments.device), DTYPES[arguments.dtype]
+    device, dtype = device_of(parser, arguments.device), DTYPES[arguments.dtype]
     networks = []
     for name in arguments.networks:
         training = Training(name, device, arguments.batch_size, dtype, channels_last=arguments.channels_last)
