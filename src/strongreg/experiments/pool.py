@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -95,12 +96,12 @@ class TaskPool:
     """
 
     def __init__(self, workers: int, threads: int = 1) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = _context()
         with _interrupts_held_back():  # multiprocessing's own helper starts here, and outlives a closed terminal too
             self._epochs: multiprocessing.Queue[tuple[Path, EpochMetrics]] = context.Queue()
             # without a lock: a process that is killed while it asks would hold it for ever
             self._stop = context.RawValue("b", 0)
-        initial = (self._epochs, self._stop, threads)
+        initial = (self._epochs, self._stop, threads, dict(os.environ))
         self._processes: set[BaseProcess] = set()
         self._signals = _DeferredSignals()
         self._pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=initial)
@@ -173,6 +174,18 @@ class TaskPool:
             self._signals.answer()  # what ends the processes may have been meant for all
             raise _process_died() from broken
         return done
+
+
+def _context() -> Any:
+    """How processes begin: with the modules there already, forked by a helper that has done nothing but import them.
+
+    The import of torch is most of what the beginning of a process takes; where there is a helper, only it imports.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 class ProcessDiedError(UserError):
@@ -282,9 +295,13 @@ def _on_terminate(*_: object) -> None:
     _is_terminated = True
 
 
-def _start_worker(epochs: multiprocessing.Queue[tuple[Path, EpochMetrics]], stop: Any, threads: int) -> None:
+def _start_worker(
+    epochs: multiprocessing.Queue[tuple[Path, EpochMetrics]], stop: Any, threads: int, environment: dict[str, str]
+) -> None:
     global _epochs, _stop
     _epochs, _stop = epochs, stop
+    os.environ.clear()  # the helper's is that of the moment when it began
+    os.environ.update(environment)
     for name in ("SIGINT", "SIGHUP"):  # Ctrl-C and a closed terminal reach the whole group; the parent decides
         if (number := getattr(signal, name, None)) is not None:
             signal.signal(number, signal.SIG_IGN)
