@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,44 +13,8 @@ from strongreg.decision import BeforeStep, Decision
 from strongreg.devices import Constants, is_captured, reading_is_free
 from strongreg.dtensors import as_dtensor, is_dtensor, local, part_of, whole
 from strongreg.groups import Target
+from strongreg.kernels.zeros import PackedMask, as_boolean
 from strongreg.scalars import as_scalars, namespace, per_tensor
-
-
-@dataclass(frozen=True)
-class _Packed:
-    """A mask on the CPU, a bit for each weight.
-
-    Args:
-        bits: of the entries in the order of the dimensions.
-        shape: the mask's.
-    """
-
-    bits: npt.NDArray[np.uint8]
-    shape: tuple[int, ...]
-
-    @classmethod
-    def of(cls, mask: Tensor) -> _Packed:
-        """The bits of a boolean tensor."""
-        return cls(np.packbits(mask.reshape(-1).numpy()), tuple(mask.shape))
-
-    def unpacked(self) -> Tensor:
-        """The boolean tensor."""
-        flags = np.unpackbits(self.bits, count=math.prod(self.shape))
-        return torch.from_numpy(flags).view(torch.bool).reshape(self.shape)
-
-
-class _Hidden(Sequence["Tensor | None"]):
-    """The masks as boolean tensors, each made when it is asked for: all at once would take a byte for each weight."""
-
-    def __init__(self, masks: Sequence[Tensor | _Packed | None]) -> None:
-        self._masks = masks
-
-    def __len__(self) -> int:
-        return len(self._masks)
-
-    def __getitem__(self, i: Any) -> Any:
-        mask = self._masks[i]
-        return mask.unpacked() if isinstance(mask, _Packed) else mask
 
 
 class ZeroMasks:
@@ -68,7 +28,7 @@ class ZeroMasks:
     """
 
     def __init__(self, num_targets: int) -> None:
-        self._masks: list[Tensor | _Packed | None] = [None] * num_targets
+        self._masks: list[Tensor | PackedMask | None] = [None] * num_targets
         self._constant = Constants()
 
     def look(
@@ -133,9 +93,9 @@ class ZeroMasks:
         """
         for i, (weight, was, now) in enumerate(zip(weights, was_open, is_open, strict=True)):
             if isinstance(was, Tensor):
-                kept = self.hidden[i]
-                kept = torch.zeros_like(weight, dtype=torch.bool) if kept is None else kept.to(weight.device)
-                self._masks[i] = ~torch.as_tensor(now) & torch.where(was, weight == 0, kept)
+                mask = self._masks[i]
+                kept = torch.zeros_like(weight, dtype=torch.bool) if mask is None else as_boolean(mask)
+                self._masks[i] = ~torch.as_tensor(now) & torch.where(was, weight == 0, kept.to(weight.device))
             elif now:
                 self._masks[i] = None
             elif was:
@@ -151,8 +111,8 @@ class ZeroMasks:
             K boolean tensors; what is written into them is remembered.
         """
         masks: list[Tensor] = []
-        for weight, kept in zip(weights, self.hidden, strict=True):
-            mask = kept
+        for weight, kept in zip(weights, self._masks, strict=True):
+            mask = None if kept is None else as_boolean(kept)
             if mask is None or mask.stride() != weight.stride() or mask.device != weight.device:
                 laid_out = torch.zeros_like(weight, dtype=torch.bool)
                 mask = laid_out if mask is None else laid_out.copy_(mask)
@@ -161,9 +121,9 @@ class ZeroMasks:
         return masks
 
     @property
-    def hidden(self) -> Sequence[Tensor | None]:
-        """The zeros that a step at a closed gate has set free: K boolean tensors, None where there are none."""
-        return _Hidden(self._masks)
+    def hidden(self) -> Sequence[Tensor | PackedMask | None]:
+        """The zeros that a step at a closed gate has set free: K masks, None where there are none."""
+        return self._masks
 
     def select(self, rows: Sequence[int]) -> ZeroMasks:
         """The masks of some of the tensors.
@@ -189,7 +149,8 @@ class ZeroMasks:
             that no process waits for another.
         """
         saved = {}
-        for target, mask in zip(targets, self.hidden, strict=True):
+        for target, kept in zip(targets, self._masks, strict=True):
+            mask = None if kept is None else as_boolean(kept)
             if mask is not None and is_dtensor(target.param):
                 saved[target.name] = as_dtensor(mask.clone(), target.param)
             elif mask is not None and bool(mask.any()):
@@ -225,9 +186,9 @@ class ZeroMasks:
         ]
 
 
-def _packed(mask: Tensor) -> Tensor | _Packed:
+def _packed(mask: Tensor) -> Tensor | PackedMask:
     """The mask as it is kept where it is."""
-    return _Packed.of(mask) if reading_is_free(mask.device) and type(mask) is Tensor else mask
+    return PackedMask.of(mask) if reading_is_free(mask.device) and type(mask) is Tensor else mask
 
 
 def _part(mask: Tensor, param: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def _problem():
     return inputs, inputs @ weights + 0.1 * rng.standard_normal(80)
 
 
-def _fit(penalty, options, *, mode="proximal", steps=1500, tensor_lr=False):
+def _fit(penalty, options, *, mode="proximal", steps=900, tensor_lr=False):
     """Full-batch least squares, (1 / 2n) ||y - Xw||^2, by SGD with the Regularizer."""
     inputs, targets = (torch.tensor(x) for x in _problem())
     model = nn.Linear(12, 1, bias=False).double()

@@ -125,8 +125,8 @@ def test_zeros_that_a_closed_gate_sets_free_are_remembered_by_a_bit_for_each_wei
     kept, none = masks._masks
     assert kept.bits.nbytes == weight.numel() // 8
     assert none is None
-    assert torch.equal(masks.hidden[0], weight == 0)
-    assert masks.hidden[1] is None
+    assert torch.equal(kept.unpacked(), weight == 0)
+    assert kept.unpacked().stride() == weight.stride()
     assert torch.equal(masks.select([0]).laid_out_as([weight])[0], weight == 0)
 
 

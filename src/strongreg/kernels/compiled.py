@@ -31,6 +31,7 @@ from strongreg.kernels.layout import (
     is_plain,
     known_terms,
 )
+from strongreg.kernels.zeros import PackedMask, as_boolean
 from strongreg.penalties import L1
 from strongreg.penalties.terms import Terms
 from strongreg.warning import warn
@@ -186,7 +187,7 @@ class CompiledPasses:
         torch.autograd.graph.increment_version([w for w, t in zip(weights, thresholds, strict=True) if t > 0])
 
     def mark_zeros(
-        self, weights: Sequence[Tensor], others: Sequence[Tensor | None], flags: Sequence[bool | Tensor]
+        self, weights: Sequence[Tensor], others: Sequence[Tensor | PackedMask | None], flags: Sequence[bool | Tensor]
     ) -> tuple[npt.NDArray[np.uint8], list[bool]]:
         """See :meth:`strongreg.kernels.zeros.BooleanZeros.mark_zeros`; here it is one bit for each weight."""
         at = np.array(_addresses(weights), dtype=np.int64)
@@ -194,9 +195,7 @@ class CompiledPasses:
         self._over_bits(self._loops.mark_zeros, at, bits)
         for k, (weight, other) in enumerate(zip(weights, others, strict=True)):
             if other is not None:
-                in_order = torch.empty_like(weight, dtype=torch.bool).copy_(other).as_strided((weight.numel(),), (1,))
-                packed = np.packbits(in_order.numpy(), bitorder="little")
-                bits[self._bits_at[k] : self._bits_at[k + 1]] |= packed
+                bits[self._bits_at[k] : self._bits_at[k + 1]] |= _bits_of(other, weight)
         return bits, [bool(flag) for flag in flags]
 
     def set_zeros(self, weights: Sequence[Tensor], marks: tuple[npt.NDArray[np.uint8], list[bool]]) -> None:
@@ -268,6 +267,13 @@ class CompiledPasses:
             wait(others)  # they work on the tensors' memory
         for other in others:
             other.result()
+
+
+def _bits_of(mask: Tensor | PackedMask, weight: Tensor) -> npt.NDArray[np.uint8]:
+    """A mask's bits in the order in which the weights lie in the memory."""
+    if isinstance(mask, PackedMask) and mask.stride == weight.stride():
+        return mask.bits
+    return PackedMask.of(torch.empty_like(weight, dtype=torch.bool).copy_(as_boolean(mask))).bits
 
 
 def square_of_all(tensors: Sequence[Tensor]) -> float | None:

@@ -25,6 +25,7 @@ from strongreg.kernels.foreach import ForeachPasses
 from strongreg.kernels.layout import has_plain_memory, selected
 from strongreg.kernels.multi_tensor import MultiTensorPasses
 from strongreg.kernels.reference import ReferencePasses
+from strongreg.kernels.zeros import PackedMask
 from strongreg.precision import scalar_dtype
 from strongreg.scalars import Scalars, as_scalars
 from strongreg.sharding import Shards
@@ -146,13 +147,13 @@ class Passes:
             way.shrink(selected(weights, rows), selected(factors, rows), selected(step_sizes, rows))
 
     def mark_zeros(
-        self, weights: Sequence[Tensor], others: Sequence[Tensor | None], flags: Sequence[bool | Tensor]
+        self, weights: Sequence[Tensor], others: Sequence[Tensor | PackedMask | None], flags: Sequence[bool | Tensor]
     ) -> list[Any]:
         """Mark the weights that are 0.
 
         Args:
             weights: the weights before the step, K tensors.
-            others: what is to be marked beside them, K boolean tensors, or None.
+            others: what is to be marked beside them, K masks, or None.
             flags: whether anything of a tensor is to be marked at all, K entries; 0-d tensors where the host does not
                 know.
 
