@@ -206,15 +206,9 @@ def _strengths(changes: dict[str, Any]) -> tuple[Any, ...]:
     return strength if isinstance(strength, tuple) else (strength,)
 
 
-def _strength(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
-    """The strength with which the run of a folder was trained, where several were to be tried."""
-    strengths = _strengths(changes)
-    return {"penalty.strength": strengths[int(folder.name.split("-")[2])]} if len(strengths) > 1 else {}
-
-
-def _train(out: Path, data_dir: Path | None) -> list[Path]:
-    """Train all cases; of several strengths until one ends at chance. Gives the folder of each case."""
-    folders: dict[int, Path] = {}
+def _train(out: Path, data_dir: Path | None) -> list[tuple[Path, dict[str, Any]]]:
+    """Train all cases; of several strengths until one ends at chance. Gives folder and changes of each case."""
+    trained: dict[int, tuple[Path, dict[str, Any]]] = {}
     with TaskPool(os.cpu_count() or 1) as pool:
         pending: dict[Any, tuple[int, int]] = {}
 
@@ -222,17 +216,18 @@ def _train(out: Path, data_dir: Path | None) -> list[Path]:
             _, method, changes = CASES[i]
             strengths = _strengths(changes)
             name = f"{i:02d}-{method}"
-            folder = folders[i] = out / (name if len(strengths) == 1 else f"{name}-{attempt}")
+            folder = out / (name if len(strengths) == 1 else f"{name}-{attempt}")
+            chosen = changes if len(strengths) == 1 else {**changes, "penalty.strength": strengths[attempt]}
+            trained[i] = folder, chosen
             folder.mkdir(parents=True, exist_ok=True)
             if (folder / "result.json").exists():
                 end(i, attempt)
                 return
-            chosen = changes if strengths[0] is None else {**changes, "penalty.strength": strengths[attempt]}
             task = Task(build_recipe(chosen), method, 0, folder, data_dir)  # type: ignore[arg-type]
             pending[pool.submit(task)] = (i, attempt)
 
         def end(i: int, attempt: int) -> None:
-            result = load_result(folders[i] / "result.json")
+            result = load_result(trained[i][0] / "result.json")
             if attempt + 1 < len(_strengths(CASES[i][2])) and is_above_chance(result.accuracy, result.chance):
                 begin(i, attempt + 1)
 
@@ -242,7 +237,7 @@ def _train(out: Path, data_dir: Path | None) -> list[Path]:
             for future in pool.wait(set(pending)):
                 future.result()
                 end(*pending.pop(future))
-    return [folders[i] for i in range(len(CASES))]
+    return [trained[i] for i in range(len(CASES))]
 
 
 def main() -> int:
@@ -257,8 +252,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     out = arguments.out or Path(tempfile.mkdtemp())
     rows = []
-    for folder, (fate, method, changes) in zip(_train(out, arguments.data_dir), CASES, strict=True):
-        changes = {**changes, **_strength(folder, changes)}
+    for (folder, changes), (fate, method, _) in zip(_train(out, arguments.data_dir), CASES, strict=True):
         verdict, ratio = diagnose_run(folder).verdict, takeover_ratio(folder)
         rows.append({"fate": fate, "method": method, "changes": changes, "verdict": verdict, "takeover_ratio": ratio})
         sign = "right" if verdict == fate else "WRONG"

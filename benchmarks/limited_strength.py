@@ -1,6 +1,6 @@
 """A strength that is lowered until it is coherent, instead of a gate that is open or shut: tried on L1 with SGD.
 
-    python benchmarks/limited_strength.py
+    python benchmarks/limited_strength.py --folds 2
     python benchmarks/limited_strength.py --strengths 0.0125 --thresholds 0.9 --folds 5
 
 The default network and recipe of `strongreg train`, by cross-validation on the training images as cross_validate.py

@@ -255,10 +255,10 @@ class CompiledPasses:
                     work(*shares.get_nowait())
 
         others: list[Future[None]] = []
-        with contextlib.suppress(RuntimeError):  # no more threads can begin; what was put off may still be done
-            for _ in range(count - 1):
-                others.append(_threads(count - 1).submit(work_on_shares))
         try:
+            with contextlib.suppress(RuntimeError):  # no more threads can begin; what was put off may still be done
+                for _ in range(count - 1):
+                    others.append(_threads(count - 1).submit(work_on_shares))
             work_on_shares()
         finally:
             with contextlib.suppress(queue.Empty):  # nothing is left for who begins late: the tensors may be gone then
